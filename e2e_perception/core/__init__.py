@@ -1,0 +1,1 @@
+"""Plain data and pure functions shared by every room: numpy and pydantic, nothing else."""

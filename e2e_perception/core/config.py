@@ -1,0 +1,355 @@
+"""Everything that can be tuned, in one tree of frozen models.
+
+A field carries its description, unit, bounds and whether it may change while running. The node's ROS
+parameters, `docs/parameters.md` and the commands' help are generated from here; nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from e2e_perception.core.errors import ConfigError
+
+ParameterValue = bool | int | float | str | list[str]
+
+
+class _Section(BaseModel):
+    # Ints are welcome where floats are meant (YAML's `1`), strings never are.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _field(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    ge: float | None = None,
+    le: float | None = None,
+    read_only: bool = False,
+) -> Any:
+    """A field with everything a ROS parameter descriptor needs."""
+    extra: dict[str, Any] = {"unit": unit, "read_only": read_only}
+    return Field(default, description=description, ge=ge, le=le, json_schema_extra=extra)
+
+
+class EngineConfig(_Section):
+    """Which bundle runs on which inference backend."""
+
+    bundle: str = _field(
+        "tiny",
+        "Bundle directory, or the name of a bundle shipped in resource/bundles.",
+        read_only=True,
+    )
+    backend: Literal["auto", "onnxruntime", "torch"] = _field(
+        "onnxruntime",
+        "Inference backend; `auto` takes the best that runs here and says which.",
+        read_only=True,
+    )
+    num_threads: int = _field(
+        2, "Threads of the engine; 0 leaves it to the library.", ge=0, le=64, read_only=True
+    )
+
+
+class SyncConfig(_Section):
+    """How messages become frames."""
+
+    policy: Literal["anchor", "approximate", "exact"] = _field(
+        "anchor",
+        "`anchor` is the project's FrameAssembler; the others use message_filters where installed.",
+        read_only=True,
+    )
+    anchors: list[str] = _field(
+        [],
+        "Sensors that may define the frame time, best first; empty: lidars, then cameras.",
+        read_only=True,
+    )
+    max_wait_ms: float = _field(
+        60.0, "How long a frame waits for late sensors after its anchor arrived.", unit="ms", ge=0, le=1000
+    )
+    anchor_timeout_ms: float = _field(
+        250.0, "Silence of the anchor after which the next one takes over.", unit="ms", ge=20, le=5000
+    )
+    queue_size: int = _field(
+        16, "Messages kept per sensor; the oldest is dropped first.", ge=2, le=256, read_only=True
+    )
+
+
+class EgoMotionConfig(_Section):
+    """What counts as continuous odometry."""
+
+    max_gap_ms: float = _field(
+        300.0, "Longest gap that is interpolated across.", unit="ms", ge=10, le=2000, read_only=True
+    )
+    max_extrapolation_ms: float = _field(
+        150.0,
+        "How far past the newest sample a pose is predicted.",
+        unit="ms",
+        ge=0,
+        le=1000,
+        read_only=True,
+    )
+    max_speed: float = _field(
+        80.0, "Motion faster than this is a jump.", unit="m/s", ge=1, le=200, read_only=True
+    )
+
+
+class PreprocessConfig(_Section):
+    """From messages to tensors."""
+
+    lidar_min_range: float = _field(
+        1.5, "Nearer lidar points are dropped (the robot's own body).", unit="m", ge=0, le=10
+    )
+    radar_min_speed: float = _field(
+        0.0, "Radar returns slower over ground than this are dropped.", unit="m/s", ge=0, le=10
+    )
+
+
+class TrackingConfig(_Section):
+    """Life of a track."""
+
+    birth_score: float = _field(0.35, "Class score at which a detection may start a track.", ge=0.01, le=1)
+    keep_score: float = _field(0.15, "Class score at which a detection may continue a track.", ge=0.01, le=1)
+    min_affinity: float = _field(
+        0.05, "Least association probability of a match.", ge=0.0, le=1
+    )
+    max_match_distance: float = _field(
+        6.0, "Farthest match from the predicted position.", unit="m", ge=0.5, le=50
+    )
+    confirm_hits: int = _field(3, "Matches until a track is confirmed.", ge=1, le=20)
+    max_coast_ms: float = _field(
+        800.0, "How long a confirmed track lives unseen.", unit="ms", ge=0, le=5000
+    )
+
+
+class PlanningConfig(_Section):
+    """Weights of the plan selector; change them live to change the robot's character."""
+
+    weight_imitation: float = _field(1.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
+    weight_collision: float = _field(
+        20.0, "Weight of `collision`, expected overlap with predicted objects.", ge=0, le=1000
+    )
+    weight_drivable: float = _field(2.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
+    weight_comfort: float = _field(0.2, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
+    weight_progress: float = _field(0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100)
+    weight_route: float = _field(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
+    speed_limit: float = _field(25.0, "Speed the robot should not exceed.", unit="m/s", ge=0, le=60)
+    stickiness: float = _field(
+        0.1, "Bonus for proposals close to the previous plan, per metre of mean deviation.", ge=0, le=10
+    )
+    assume_straight_route: bool = _field(
+        True,
+        "Without a route, assume straight ahead and say so; false: no plan without a route.",
+    )
+
+
+class SupervisorConfig(_Section):
+    """When the stack stops trusting itself."""
+
+    max_sensor_age_ms: float = _field(
+        400.0, "Age at which a sensor counts as stale.", unit="ms", ge=10, le=5000
+    )
+    max_latency_ms: float = _field(
+        200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000
+    )
+    silence_ms: float = _field(
+        1000.0, "Time without a valid frame until a minimal-risk stop.", unit="ms", ge=50, le=10000
+    )
+    recovery_frames: int = _field(
+        10, "Good frames until the state improves by one step.", ge=1, le=200
+    )
+    max_bad_frames: int = _field(
+        3, "Consecutive frames with non-finite output until a minimal-risk stop.", ge=1, le=50
+    )
+    stop_deceleration: float = _field(
+        3.0, "Deceleration of the minimal-risk stop.", unit="m/s^2", ge=0.5, le=9
+    )
+    max_lateral_acceleration: float = _field(
+        6.0, "Plans that turn harder are replaced by a stop.", unit="m/s^2", ge=0.5, le=12
+    )
+    max_deceleration: float = _field(
+        9.0, "Plans that brake harder are replaced by a stop.", unit="m/s^2", ge=1, le=12
+    )
+    collision_horizon_s: float = _field(
+        1.5, "A plan that meets a confirmed track within this time is replaced by a stop.",
+        unit="s", ge=0, le=4,
+    )  # fmt: skip
+
+
+class NodeConfig(_Section):
+    """What concerns the ROS node alone."""
+
+    rig: str = _field(
+        "tiny", "Rig file, or the name of a rig shipped in config/rigs.", read_only=True
+    )
+    publish_candidates: bool = _field(False, "Publish all plan proposals (PlanCandidates).")
+    publish_markers: bool = _field(True, "Publish MarkerArray and Path for RViz and Foxglove.")
+    max_rate_hz: float = _field(
+        0.0, "Frames above this rate are dropped and counted; 0: no limit.", unit="Hz", ge=0, le=100
+    )
+    use_tf: bool = _field(
+        True, "Take sensor poses from /tf_static where it has them.", read_only=True
+    )
+    use_camera_info: bool = _field(
+        True, "Take intrinsics from CameraInfo where it comes.", read_only=True
+    )
+
+
+class StackConfig(_Section):
+    """The whole tree; each leaf is one parameter named `section.field`."""
+
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sync: SyncConfig = Field(default_factory=SyncConfig)
+    ego_motion: EgoMotionConfig = Field(default_factory=EgoMotionConfig)
+    preprocess: PreprocessConfig = Field(default_factory=PreprocessConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    planning: PlanningConfig = Field(default_factory=PlanningConfig)
+    supervisor: SupervisorConfig = Field(default_factory=SupervisorConfig)
+    node: NodeConfig = Field(default_factory=NodeConfig)
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One leaf of the tree, as a ROS parameter descriptor wants it.
+
+    Attributes:
+        name: `section.field`.
+        kind: `bool`, `integer`, `double`, `string` or `string_array`.
+        default: Its value in a default `StackConfig`.
+        description, unit: For people.
+        minimum, maximum: Inclusive bounds, or None.
+        choices: Allowed strings, or empty.
+        read_only: Fixed once the node is configured.
+    """
+
+    name: str
+    kind: Literal["bool", "integer", "double", "string", "string_array"]
+    default: ParameterValue
+    description: str
+    unit: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+    read_only: bool
+
+
+def _bound(info: FieldInfo, attribute: str) -> float | None:
+    for constraint in info.metadata:
+        value = getattr(constraint, attribute, None)
+        if value is not None:
+            return float(value)
+    return None
+
+
+def parameter_specs() -> Iterator[ParameterSpec]:
+    """Every tunable of the stack, in file order."""
+    for section_name, section_info in StackConfig.model_fields.items():
+        section = section_info.annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)
+        for name, info in section.model_fields.items():
+            annotation = info.annotation
+            choices: tuple[str, ...] = ()
+            kind: Literal["bool", "integer", "double", "string", "string_array"]
+            if get_origin(annotation) is Literal:
+                kind, choices = "string", tuple(get_args(annotation))
+            elif annotation is bool:
+                kind = "bool"
+            elif annotation is int:
+                kind = "integer"
+            elif annotation is float:
+                kind = "double"
+            elif annotation is str:
+                kind = "string"
+            else:
+                kind = "string_array"
+            extra = info.json_schema_extra
+            assert isinstance(extra, dict) and info.description
+            yield ParameterSpec(
+                name=f"{section_name}.{name}",
+                kind=kind,
+                default=info.default,
+                description=info.description,
+                unit=str(extra["unit"]),
+                minimum=_bound(info, "ge"),
+                maximum=_bound(info, "le"),
+                choices=choices,
+                read_only=bool(extra["read_only"]),
+            )
+
+
+def _validated(document: Any, origin: str) -> StackConfig:
+    try:
+        return StackConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown parameter {name!r}; `docs/parameters.md` lists all of them")
+        else:
+            parts.append(f"{name} = {item['input']!r}: {item['msg']}")
+    return "; ".join(parts)
+
+
+def config_from_parameters(
+    values: Mapping[str, ParameterValue], base: StackConfig | None = None
+) -> StackConfig:
+    """Build the tree from flat `section.field` values on top of `base` (default: all defaults).
+
+    Raises:
+        ConfigError: For an unknown name, a wrong type or a value out of range, naming each.
+    """
+    document = (base or StackConfig()).model_dump()
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        if section not in document or leaf not in document[section]:
+            raise ConfigError(
+                f"unknown parameter {name!r}; `docs/parameters.md` lists all of them"
+            )
+        document[section][leaf] = value
+    return _validated(document, "parameters")
+
+
+def load_config(path: str | Path) -> StackConfig:
+    """Read a ROS 2 parameter file (`node: ros__parameters: …`) or the bare tree, from YAML.
+
+    Args:
+        path: File; of a ROS parameter file the entry for `perception_node`, `/**` or the single node in
+            it is taken. Nested and dotted names are both understood.
+    Raises:
+        ConfigError: If the file is missing, not YAML, or a parameter is unknown or out of range.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds a {type(document).__name__}, expected a mapping")
+    for key in ("perception_node", "/perception_node", "/**"):
+        if isinstance(document.get(key), dict) and "ros__parameters" in document[key]:
+            document = document[key]["ros__parameters"] or {}
+            break
+    document = {k: v for k, v in document.items() if k != "use_sim_time"}
+    nested: dict[str, Any] = {}
+    for key, value in document.items():
+        section, _, leaf = str(key).partition(".")
+        if leaf:
+            nested.setdefault(section, {})[leaf] = value
+        elif isinstance(value, dict):
+            nested.setdefault(section, {}).update(value)
+        else:
+            nested[section] = value
+    return _validated(nested, str(path))

@@ -1,0 +1,1 @@
+"""From a trained network to something a robot can run: contract, export, bundles, engines."""

@@ -1,0 +1,1 @@
+"""A world to learn in: traffic, sensor models, labels, recorded as clips or rosbags."""

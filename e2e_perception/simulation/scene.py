@@ -1,0 +1,115 @@
+"""What the sensor models look at: the road, solid boxes and the robot, at one instant.
+
+The world frame is the odometry frame `odom`: flat ground at z = 0, x and y horizontal, z up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e2e_perception.core.boxes import Boxes
+from e2e_perception.core.frames import SE3
+
+
+@dataclass(frozen=True)
+class Marking:
+    """A painted line.
+
+    Attributes:
+        points_N2: (N, 2) float64 [m], odom frame.
+        style: `solid` or `dashed` (3 m paint, 6 m gap).
+        color: (r, g, b), 0..255.
+        width: [m]
+    """
+
+    points_N2: NDArray[np.float64]
+    style: Literal["solid", "dashed"]
+    color: tuple[int, int, int]
+    width: float
+
+
+@dataclass(frozen=True)
+class Road:
+    """The static surface.
+
+    Attributes:
+        drivable: Polygons (N, 2) float64 [m], odom frame; their union is the drivable area.
+        boundaries: Polylines (N, 2) float64 [m]: edges of the drivable area.
+        markings: Painted lines.
+    """
+
+    drivable: tuple[NDArray[np.float64], ...]
+    boundaries: tuple[NDArray[np.float64], ...]
+    markings: tuple[Marking, ...]
+
+
+@dataclass(frozen=True)
+class Solids:
+    """N opaque boxes that sensors can hit: agents and clutter (buildings, poles, rails, bushes).
+
+    Attributes:
+        centers_N3, sizes_N3: (N, 3) float64 [m]; sizes are length, width, height.
+        yaws_N: (N,) float64 [rad].
+        velocities_N2: (N, 2) float64 [m/s], odom axes.
+        colors_N3: (N, 3) uint8 RGB.
+        reflectivities_N: (N,) float64 in [0, 1], lidar.
+        rcs_N: (N,) float64 [dBsm], radar.
+        labels_N: (N,) int64, row of the snapshot's `boxes`, or -1 for clutter.
+    """
+
+    centers_N3: NDArray[np.float64]
+    sizes_N3: NDArray[np.float64]
+    yaws_N: NDArray[np.float64]
+    velocities_N2: NDArray[np.float64]
+    colors_N3: NDArray[np.uint8]
+    reflectivities_N: NDArray[np.float64]
+    rcs_N: NDArray[np.float64]
+    labels_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.centers_N3)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Light and air.
+
+    Attributes:
+        brightness: 0.1 (night) … 1 (noon).
+        haze: Extinction [1/m]; 0 clear, 0.03 dense fog. Contrast falls as exp(-haze * distance) and lidar
+            returns are lost accordingly.
+        sky: (r, g, b), 0..255.
+    """
+
+    brightness: float = 1.0
+    haze: float = 0.0
+    sky: tuple[int, int, int] = (150, 185, 225)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The world at one instant.
+
+    Attributes:
+        stamp_ns: [ns]
+        odom_from_base: The robot's pose; base_link lies on the ground below the rear axle.
+        velocity: (3,) float64 [m/s] of base_link in the base frame.
+        yaw_rate: [rad/s]
+        boxes: Labelled agents in the odom frame, with identities.
+        solids: Everything a ray can hit, the robot itself excluded.
+        road: The surface.
+        conditions: Light and air.
+    """
+
+    stamp_ns: int
+    odom_from_base: SE3
+    velocity: NDArray[np.float64]
+    yaw_rate: float
+    boxes: Boxes
+    solids: Solids
+    road: Road
+    conditions: Conditions
