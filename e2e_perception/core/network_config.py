@@ -43,8 +43,8 @@ class NetworkConfig(BaseModel):
     image_width: int = Field(352, description="[px]")
     grid: BevGrid = Field(default_factory=BevGrid, description="Lidar and radar rasters.")
     bev_stride: int = Field(2, description="BEV features have `bev_stride` times larger cells.")
-    bev_channels: int = Field(48)
-    camera_channels: int = Field(32)
+    bev_channels: int = Field(32, description="Width of BEV features and memory.")
+    camera_channels: int = Field(32, description="Width of image features.")
     lift_heights: tuple[float, ...] = Field(
         (0.2, 1.0, 2.0), description="Heights at which cells are projected into the cameras [m]."
     )

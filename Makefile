@@ -1,0 +1,68 @@
+# `make demo` and `make test` do all the set-up they need; see CONTRIBUTING.md. `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup venv demo test test-fast lint format bench bundle wheel-check clean distclean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OUT ?= demo_out
+BAG ?=
+JOBS ?= 2
+PYTEST_ARGS ?=
+TRAIN_ARGS ?= --out resource/bundles/tiny
+
+# Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+
+IN_WORKSPACE := source scripts/env.sh &&
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## .venv with ROS 2 and all dependencies, messages and package built
+	@$(PYTHON) scripts/workspace.py build
+
+venv:
+	@$(PYTHON) scripts/workspace.py venv
+
+demo: setup ## simulate (or take BAG=path), run the stack on it, leave OUT=demo_out/report.html
+	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(BAG),--bag "$(BAG)")
+
+# Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
+# Exit code 5 is pytest's "nothing was collected to run", which is fine where every module of a pass was skipped.
+test: setup ## every test that this machine can run, and why the others were not
+	@$(IN_WORKSPACE) status=0; \
+	OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile test --ignore=test/nodes --ignore=test/launch \
+	  $(PYTEST_ARGS) || status=$$?; \
+	pytest -q test/nodes test/launch $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	exit $$status
+
+test-fast: setup ## the same without slow tests and without ROS nodes
+	@$(IN_WORKSPACE) OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile -m "not slow" test \
+	  --ignore=test/nodes --ignore=test/launch $(PYTEST_ARGS)
+
+lint: venv ## ruff and mypy
+	@export $(IN_VENV); status=0; \
+	ruff check . || status=1; ruff format --check . || status=1; mypy || status=1; exit $$status
+
+format: venv ## let ruff rewrite what it can
+	@$(IN_VENV) ruff check --fix .
+	@$(IN_VENV) ruff format .
+
+bench: setup ## every benchmarks/bench_*.py
+	@$(IN_WORKSPACE) status=0; for file in benchmarks/bench_*.py; do \
+	  echo "== $$file"; python "$$file" || status=$$?; done; exit $$status
+
+bundle: setup ## retrain the shipped bundle; TRAIN_ARGS="..." for other settings
+	@$(IN_WORKSPACE) python -m e2e_perception.cli train $(TRAIN_ARGS)
+
+wheel-check: venv ## `pip install .` without ROS, into a throw-away environment
+	@.venv/bin/python scripts/check_wheel.py
+
+clean: ## remove what was built; .venv stays
+	rm -rf build install log dist demo_out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find e2e_perception test benchmarks launch scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and .venv
+	rm -rf .venv

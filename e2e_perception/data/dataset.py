@@ -1,0 +1,201 @@
+"""Clips as torch tensors, with the augmentations that need nothing but the clip.
+
+Legend: T frames, L label slots, N cameras, S horizon steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from e2e_perception.core.clips import Clip
+from e2e_perception.core.frames import SE2
+from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, LIDAR_CHANNELS, RADAR_CHANNELS, NetworkConfig
+
+if TYPE_CHECKING:
+    from e2e_perception.data.clip_store import ClipStore
+
+_LEFT, _RIGHT = "left", "right"
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Chances that a clip loses a sensor, or its memory at some frame.
+
+    Attributes:
+        lidar, camera, all_cameras, radar, memory: Probabilities; lidar and all cameras never go together.
+    """
+
+    lidar: float = 0.1
+    camera: float = 0.1
+    all_cameras: float = 0.1
+    radar: float = 0.15
+    memory: float = 0.05
+
+
+class ClipDataset(Dataset[dict[str, Tensor]]):
+    """Clips of a store, augmented by a generator seeded with (seed, epoch, index)."""
+
+    def __init__(
+        self,
+        store: ClipStore,
+        indices: NDArray[np.int64],
+        network: NetworkConfig,
+        *,
+        seed: int,
+        mirror: bool,
+        dropout: Dropout | None,
+    ) -> None:
+        self.store = store
+        self.indices = indices
+        self.network = network
+        self.seed = seed
+        self.mirror = mirror
+        self.dropout = dropout
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The clip at `index`; an index past the end is the next epoch, differently augmented."""
+        rng = np.random.default_rng((self.seed, index))
+        clip = self.store.read(int(self.indices[index % len(self)]))
+        arrays = clip_arrays(clip, self.network)
+        if self.mirror and rng.random() < 0.5:
+            arrays = mirrored(arrays, self.network)
+        if self.dropout is not None:
+            arrays = with_dropout(arrays, self.dropout, rng)
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+
+
+def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[np.generic]]:
+    """A clip's inputs and labels by the names that the network and the losses use.
+
+    Returns:
+        Contract inputs (T, ...) and `boxes`, `class_ids`, `ids`, `weights`, `present`, `visible`, `futures`,
+        `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `bev_theta`,
+        `memory_valid`, `memory_from_base`.
+    """
+    inputs = {
+        name: value if value.dtype == np.uint8 else value.astype(np.float32)
+        for name, value in clip.inputs.items()
+    }
+    num_frames = len(clip)
+    theta = np.stack(
+        [network.bev_grid.sampling_theta(SE2(*pose)) for pose in clip.memory_from_base_T3.tolist()]
+    )
+    memory_valid = np.ones((num_frames, 1), np.float32)
+    memory_valid[0] = 0.0
+    return {
+        **inputs,
+        "bev_theta": theta,
+        "memory_valid": memory_valid,
+        "memory_from_base": clip.memory_from_base_T3.astype(np.float32),
+        "boxes": clip.boxes_TB10,
+        "class_ids": clip.class_ids_TB,
+        "ids": clip.ids_TB,
+        "weights": clip.weights_TB,
+        "present": clip.ids_TB >= 0,
+        "visible": clip.visible_TB,
+        "futures": clip.futures_TBS2,
+        "futures_valid": clip.futures_valid_TBS,
+        "ego_future": clip.ego_future_TS3[..., :2],
+        "ego_future_valid": clip.ego_future_valid_TS,
+        "maps": clip.maps_T2YX.astype(np.float32),
+        "maps_valid": np.full(num_frames, clip.maps_valid),
+    }
+
+
+def mirrored(
+    arrays: dict[str, NDArray[np.generic]], network: NetworkConfig
+) -> dict[str, NDArray[np.generic]]:
+    """The world seen in a mirror along the robot's x axis: left and right exchanged everywhere.
+
+    Args:
+        arrays: From `clip_arrays`; the grid must be symmetric in y.
+        network: Its slots; cameras and radars whose names differ only in left and right change places.
+    Returns:
+        New arrays; mirroring twice gives the original.
+    """
+    out = dict(arrays)
+    width = network.image_width
+    cameras = _mirror_slots(network.cameras)
+    flip_u = np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    flip_y = np.diag([1.0, -1.0, 1.0, 1.0]).astype(np.float32)
+    out["images"] = arrays["images"][:, cameras, :, ::-1]
+    out["camera_valid"] = arrays["camera_valid"][:, cameras]
+    out["image_from_base"] = flip_u @ arrays["image_from_base"][:, cameras] @ flip_y
+    out["radar_valid"] = arrays["radar_valid"][:, _mirror_slots(network.radars)]
+    out["lidar_raster"] = arrays["lidar_raster"][..., ::-1, :]
+    radar = arrays["radar_raster"][..., ::-1, :].copy()
+    radar[:, RADAR_CHANNELS.index("doppler_y")] *= -1.0
+    out["radar_raster"] = radar
+    assert len(LIDAR_CHANNELS) == arrays["lidar_raster"].shape[1]
+    out["maps"] = arrays["maps"][..., ::-1, :]
+    out["ego_state"] = _negated(
+        arrays["ego_state"], [EGO_FIELDS.index(n) for n in ("yaw_rate", "lateral_offset", "heading_error")]
+    )
+    out["route"] = _negated(arrays["route"], [1, 3])
+    out["boxes"] = _negated(arrays["boxes"], [BOX_FIELDS.index(n) for n in ("y", "sin_yaw", "vy")])
+    out["futures"] = _negated(arrays["futures"], [1])
+    out["ego_future"] = _negated(arrays["ego_future"], [1])
+    out["memory_from_base"] = _negated(arrays["memory_from_base"], [1, 2])
+    out["bev_theta"] = np.stack(
+        [network.bev_grid.sampling_theta(SE2(*pose)) for pose in out["memory_from_base"].tolist()]
+    )
+    return out
+
+
+def _negated(array: NDArray[np.generic], columns: list[int]) -> NDArray[np.generic]:
+    sign = np.ones(array.shape[-1], np.float32)
+    sign[columns] = -1.0
+    return array * sign
+
+
+def _mirror_slots(names: tuple[str, ...]) -> list[int]:
+    """For each slot, the index of the slot on the other side."""
+    swap = {_LEFT: _RIGHT, _RIGHT: _LEFT}
+    order = []
+    for name in names:
+        other = "_".join(swap.get(part, part) for part in name.split("_"))
+        order.append(names.index(other) if other in names else names.index(name))
+    return order
+
+
+def with_dropout(
+    arrays: dict[str, NDArray[np.generic]], dropout: Dropout, rng: np.random.Generator
+) -> dict[str, NDArray[np.generic]]:
+    """The clip with some sensors dead from its first frame or from a random one on."""
+    out = dict(arrays)
+    num_frames = len(arrays["camera_valid"])
+
+    def kill(name: str, slots: NDArray[np.bool_]) -> None:
+        start = 0 if rng.random() < 0.5 else int(rng.integers(0, num_frames))
+        valid = out[name].copy()
+        valid[start:, slots] = 0.0
+        out[name] = valid
+
+    num_cameras = arrays["camera_valid"].shape[1]
+    # Drawn in a fixed order, so that one chance does not shift the others' randomness.
+    draws = rng.random(4 + num_cameras)
+    if draws[0] < dropout.lidar:
+        kill("lidar_valid", np.ones(arrays["lidar_valid"].shape[1], bool))
+    elif draws[1] < dropout.all_cameras:
+        kill("camera_valid", np.ones(num_cameras, bool))
+    else:
+        dead = draws[4:] < dropout.camera
+        if dead.any():
+            kill("camera_valid", dead)
+    if draws[2] < dropout.radar:
+        kill("radar_valid", np.ones(arrays["radar_valid"].shape[1], bool))
+    if draws[3] < dropout.memory:
+        valid = out["memory_valid"].copy()
+        valid[int(rng.integers(0, num_frames))] = 0.0
+        out["memory_valid"] = valid
+    return out

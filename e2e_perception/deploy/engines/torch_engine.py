@@ -1,0 +1,91 @@
+"""PyTorch, for the training machine and as the reference that other engines are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from e2e_perception.core.errors import BundleError
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.deploy.contract import TensorContract, tensor_contract
+from e2e_perception.deploy.engines import EngineInfo
+from e2e_perception.model.network import JointNetwork
+
+
+class TorchEngine:
+    """The network in eager mode, float32."""
+
+    def __init__(self, weights: Path | JointNetwork, network: NetworkConfig, *, num_threads: int = 2) -> None:
+        """Load the weights.
+
+        Args:
+            weights: `weights.safetensors`, or a network already built.
+            network: Its size.
+            num_threads: Threads of torch, process-wide; 0 leaves it to the library.
+        Raises:
+            BundleError: If the weights do not fit the network.
+        """
+        if num_threads > 0:
+            torch.set_num_threads(num_threads)
+        if isinstance(weights, JointNetwork):
+            self._model = weights
+        else:
+            self._model = JointNetwork(network)
+            try:
+                self._model.load_state_dict(load_file(weights), strict=True)
+            except (RuntimeError, SafetensorError, OSError) as error:
+                raise BundleError(f"{weights} does not fit the network: {error}") from error
+        self._model.eval()
+        self._device = next(self._model.parameters()).device
+        self._contract = tensor_contract(network)
+        self._state: dict[str, torch.Tensor] = {}
+        self.reset_state()
+
+    @property
+    def contract(self) -> TensorContract:
+        """See `InferenceEngine.contract`."""
+        return self._contract
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `InferenceEngine.info`."""
+        return EngineInfo("torch", torch.__version__, str(self._device), "float32")
+
+    @torch.inference_mode()
+    def infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+        """See `InferenceEngine.infer`."""
+        self._contract.check_inputs(inputs)
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in inputs.items()
+        }
+        outputs = self._model({**self._state, **tensors})
+        for source, target in self._contract.state:
+            self._state[target] = outputs[source]
+        fed_back = {source for source, _ in self._contract.state}
+        return {
+            name: outputs[name].cpu().numpy() for name in self._contract.output_names if name not in fed_back
+        }
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """See `InferenceEngine.state`."""
+        return {name: value.cpu().numpy().copy() for name, value in self._state.items()}
+
+    def reset_state(self) -> None:
+        """See `InferenceEngine.reset_state`."""
+        fed_back = {target for _, target in self._contract.state}
+        self._state = {
+            spec.name: torch.zeros(spec.shape, device=self._device)
+            for spec in self._contract.inputs
+            if spec.name in fed_back
+        }
+
+    def close(self) -> None:
+        """See `InferenceEngine.close`."""
+        self._state.clear()
+        del self._model

@@ -1,0 +1,1 @@
+"""What a run was worth: metrics, and a report that explains it."""

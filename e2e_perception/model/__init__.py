@@ -1,0 +1,1 @@
+"""The joint network, its targets and its losses."""

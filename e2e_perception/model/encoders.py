@@ -1,0 +1,181 @@
+"""From sensors to one bird's-eye view: camera backbone and lift, raster encoders, fusion, memory.
+
+Legend: B batch, N cameras, C channels, H W image, Y X BEV cells, Z lift heights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e2e_perception.core.network_config import LIDAR_CHANNELS, RADAR_CHANNELS, NetworkConfig
+from e2e_perception.model.layers import ConvNorm, Residual
+
+IMAGE_STRIDE = 8
+
+
+class CameraBackbone(nn.Module):
+    """A compact residual network with a two-level neck; features at 1/8 of the image."""
+
+    def __init__(self, channels_out: int) -> None:
+        super().__init__()
+        c = channels_out
+        self.stem = nn.Sequential(ConvNorm(3, 16, stride=2), ConvNorm(16, 24, stride=2))
+        self.eighth = nn.Sequential(ConvNorm(24, c, stride=2), Residual(c))
+        self.sixteenth = nn.Sequential(ConvNorm(c, 48, stride=2), Residual(48))
+        self.lateral = nn.Conv2d(48, c, 1)
+
+    def forward(self, images_NHW3: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, C, H/8, W/8)."""
+        # Normalisation is in the graph, so that the host hands over bytes.
+        x = images_NHW3.permute(0, 3, 1, 2).float() * (1.0 / 64.0) - 2.0
+        eighth = self.eighth(self.stem(x))
+        sixteenth = self.lateral(self.sixteenth(eighth))
+        return eighth + F.interpolate(sixteenth, scale_factor=2.0, mode="nearest")
+
+
+class CameraLift(nn.Module):
+    """Camera features at the places where BEV voxels project to (SimpleBEV, Harley et al. 2023).
+
+    Works on cells twice as large as the BEV's: an eighth-resolution image says no more than that.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        grid = config.bev_grid.downsampled(2)
+        centres = torch.from_numpy(grid.cell_centres_YX2()).reshape(-1, 2)
+        heights = torch.tensor(config.lift_heights)
+        voxels = torch.cat(
+            [
+                centres[:, None, :].expand(-1, len(heights), -1),
+                heights[None, :, None].expand(len(centres), -1, 1),
+                torch.ones(len(centres), len(heights), 1),
+            ],
+            -1,
+        )
+        self.register_buffer("voxels_V4", voxels.reshape(-1, 4), persistent=False)
+        self.shape = grid.shape
+        self.num_heights = len(heights)
+        self.image_size = (config.image_width, config.image_height)
+        self.mix = ConvNorm(config.camera_channels * len(heights), config.bev_channels, kernel=1)
+
+    def forward(self, features_BNCHW: Tensor, image_from_base_BN34: Tensor, valid_BN: Tensor) -> Tensor:
+        """BEV features from all valid cameras.
+
+        Args:
+            features_BNCHW: Backbone features.
+            image_from_base_BN34: Projection to pixels of the network's image.
+            valid_BN: 1 or 0.
+        Returns:
+            (B, C, Y, X) on the BEV grid.
+        """
+        b, n, c = features_BNCHW.shape[:3]
+        pixels = self.voxels_V4 @ image_from_base_BN34.transpose(2, 3)  # (B, N, V, 3)
+        depth = pixels[..., 2:3].clamp(min=0.1)
+        size = pixels.new_tensor(self.image_size)
+        # Pixel centres are whole numbers: normalised -1 is the outer edge of pixel 0, at -0.5.
+        uv_BNV2 = ((pixels[..., :2] / depth + 0.5) * (2.0 / size) - 1.0).clamp(-4.0, 4.0)
+        inside = (uv_BNV2.abs().amax(-1) <= 1.0) & (pixels[..., 2] > 0.5) & (valid_BN[..., None] > 0.5)
+        sampled = F.grid_sample(
+            features_BNCHW.flatten(0, 1), uv_BNV2.flatten(0, 1)[:, :, None], align_corners=False
+        ).reshape(b, n, c, -1)
+        inside_BN1V = inside[:, :, None].float()
+        # `where`, not a product: a dead camera's NaN must not get through.
+        total = torch.where(inside[:, :, None], sampled, sampled.new_zeros(())).sum(1)
+        mean_BCV = total / inside_BN1V.sum(1).clamp(min=1.0)
+        y, x = self.shape
+        voxels = mean_BCV.reshape(b, c, y, x, self.num_heights).permute(0, 1, 4, 2, 3)
+        mixed = self.mix(voxels.reshape(b, c * self.num_heights, y, x))
+        return F.interpolate(mixed, scale_factor=2.0, mode="nearest")
+
+
+class BevEncoder(nn.Module):
+    """Fuses the modalities and reasons about the scene at three scales."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        c = config.bev_channels
+        self.backbone = CameraBackbone(config.camera_channels)
+        self.lift = CameraLift(config)
+        self.lidar = ConvNorm(len(LIDAR_CHANNELS), c, stride=config.bev_stride)
+        self.radar = ConvNorm(len(RADAR_CHANNELS), 16, stride=config.bev_stride)
+        # What a missing modality looks like is learned; zero would look like an empty street.
+        self.no_camera = nn.Parameter(torch.zeros(c))
+        self.no_lidar = nn.Parameter(torch.zeros(c))
+        self.no_radar = nn.Parameter(torch.zeros(16))
+        self.fuse = ConvNorm(2 * c + 16, c, kernel=1)
+        self.coarse = nn.Sequential(ConvNorm(c, 48, stride=2), Residual(48))
+        self.coarser = nn.Sequential(ConvNorm(48, 64, stride=2), Residual(64))
+        self.from_coarser = nn.Conv2d(64, 48, 1)
+        self.from_coarse = nn.Conv2d(48, c, 1)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """BEV features (B, C, Y, X) of one frame, from the contract's sensor inputs."""
+        images = inputs["images"]
+        b, n = images.shape[:2]
+        features = self.backbone(images.flatten(0, 1))
+        camera = self.lift(
+            features.reshape(b, n, *features.shape[1:]), inputs["image_from_base"], inputs["camera_valid"]
+        )
+        camera = _present(camera, inputs["camera_valid"], self.no_camera)
+        lidar = _encode(self.lidar, inputs["lidar_raster"], inputs["lidar_valid"], self.no_lidar)
+        radar = _encode(self.radar, inputs["radar_raster"], inputs["radar_valid"], self.no_radar)
+        fused = self.fuse(torch.cat([camera, lidar, radar], 1))
+        coarse = self.coarse(fused)
+        coarse = coarse + F.interpolate(self.from_coarser(self.coarser(coarse)), scale_factor=2.0)
+        return fused + F.interpolate(self.from_coarse(coarse), scale_factor=2.0)
+
+
+def _present(features_BCYX: Tensor, valid_BS: Tensor, absent_C: Tensor) -> Tensor:
+    """The features where any sensor is valid, else the learned stand-in."""
+    any_valid = valid_BS.amax(1)[:, None, None, None] > 0.5
+    return torch.where(any_valid, features_BCYX, absent_C[None, :, None, None])
+
+
+def _encode(encoder: nn.Module, raster_BCYX: Tensor, valid_BS: Tensor, absent_C: Tensor) -> Tensor:
+    # Masked on the way in as well: a NaN in the raster would spoil the gradient of the encoder.
+    any_valid = valid_BS.amax(1)[:, None, None, None] > 0.5
+    clean = torch.where(any_valid, raster_BCYX, raster_BCYX.new_zeros(()))
+    return _present(encoder(clean), valid_BS, absent_C)
+
+
+class BevMemory(nn.Module):
+    """Gated recurrent map, warped by ego motion (ConvGRU, Ballas et al. 2016; warp as in BEVDet4D)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        c = config.bev_channels
+        grid = config.bev_grid
+        y = (torch.arange(grid.num_y) + 0.5) * (2.0 / grid.num_y) - 1.0
+        x = (torch.arange(grid.num_x) + 0.5) * (2.0 / grid.num_x) - 1.0
+        yy, xx = torch.meshgrid(y, x, indexing="ij")
+        cells = torch.stack([xx, yy, torch.ones_like(xx)], -1)
+        self.register_buffer("cells_YX3", cells, persistent=False)
+        self.gates = nn.Conv2d(2 * c, 2 * c, 1)
+        self.out = ConvNorm(c, c)
+
+    def forward(
+        self, now_BCYX: Tensor, memory_BCYX: Tensor, theta_B23: Tensor, valid_B1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features with memory, and the memory to hand on.
+
+        Args:
+            now_BCYX: This frame's features.
+            memory_BCYX: The previous frame's memory, in the previous base frame.
+            theta_B23: See `BevGrid.sampling_theta`.
+            valid_B1: 0 forgets the memory.
+        Returns:
+            Features (B, C, Y, X) and memory (B, C, Y, X).
+        """
+        y, x = self.cells_YX3.shape[:2]
+        where_BYX2 = (self.cells_YX3.reshape(1, y * x, 3) @ theta_B23.transpose(1, 2)).reshape(-1, y, x, 2)
+        valid = valid_B1[:, :, None, None] > 0.5
+        memory = torch.where(valid, memory_BCYX, memory_BCYX.new_zeros(()))
+        warped = F.grid_sample(memory, where_BYX2.clamp(-4.0, 4.0), align_corners=False)
+        gate, candidate = self.gates(torch.cat([now_BCYX, warped], 1)).chunk(2, 1)
+        gate = torch.where(valid, gate.sigmoid(), gate.new_zeros(()))
+        memory_next = (1 - gate) * now_BCYX + gate * (warped + candidate.tanh())
+        # Bounded, so that no input can blow up the recurrence over an hour of driving.
+        memory_next = memory_next.clamp(-20.0, 20.0)
+        return self.out(memory_next), memory_next

@@ -1,0 +1,218 @@
+"""Losses of one frame, each with a name and a unit; how they are weighed is the training's business.
+
+Legend: B batch, L label slots, Q detections, M remembered tracks, O = Q + M objects, F futures,
+S horizon steps, P plan proposals, K classes, Y X BEV cells.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from e2e_perception.core.network_config import COST_TERMS
+from e2e_perception.model.planning import base_from_route, collision_probability, route_coordinates
+from e2e_perception.model.targets import HeatTargets, Labels, label_of_ids, occupancy_targets
+
+# name -> unit, for logs and reports
+LOSS_UNITS = {
+    "heat": "focal nats per object",
+    "box": "m, rad and log m, mean absolute error",
+    "box_nll": "nats per coordinate",
+    "velocity": "m/s over 10",
+    "affinity": "nats per association",
+    "motion": "m over 5, winner's mean distance",
+    "motion_nll": "nats per coordinate",
+    "mode": "nats",
+    "consistency": "m, remembered against perceived position",
+    "maps": "nats per cell",
+    "flow": "m/s over 10",
+    "plan": "nats",
+    "plan_offset": "m, d counted three times",
+    "plan_safety": "expected overlap with what truly happens, in [0, 1]",
+}
+PLAN_TEMPERATURE = 0.6  # [m] of mean distance; soft targets of the proposal classification
+LATERAL_WEIGHT = 3.0  # errors in d count three times those in s
+
+
+def focal_loss(logits_BKYX: Tensor, targets: HeatTargets) -> Tensor:
+    """Penalty-reduced focal loss (Law & Deng 2018, eq. 1), per true object."""
+    p = logits_BKYX.sigmoid().clamp(1e-4, 1 - 1e-4)
+    heat = targets.heat_BKYX
+    positive = heat >= 1.0
+    loss = torch.where(
+        positive, -((1 - p) ** 2) * p.log(), -((1 - heat) ** 4) * p**2 * (1 - p).log()
+    )
+    loss = loss.masked_fill(targets.ignore_BYX[:, None], 0.0)
+    return loss.sum() / positive.sum().clamp(min=1)
+
+
+def _pick(rows_BLC: Tensor, index_BN: Tensor) -> Tensor:
+    """Rows (B, N, ...) of (B, L, ...) at indices; -1 picks row 0, to be masked by the caller."""
+    index = index_BN.clamp(min=0)
+    for _ in range(rows_BLC.dim() - 2):
+        index = index[..., None]
+    return rows_BLC.gather(1, index.expand(-1, -1, *rows_BLC.shape[2:]))
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; 0 (with a gradient path) where nothing has weight."""
+    return (values * weights).sum() / weights.sum().clamp(min=1.0)
+
+
+def _nll(error: Tensor, log_var: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood without its constant; the error carries no gradient here.
+
+    The mean is trained by its absolute error. Training both through one likelihood lets the network excuse
+    hard examples with a large variance (Seitzer et al. 2022).
+    """
+    return 0.5 * (error.detach().square() * (-log_var).exp() + log_var)
+
+
+def frame_losses(
+    outputs: dict[str, Tensor],
+    inputs: dict[str, Tensor],
+    labels: Labels,
+    targets: HeatTargets,
+    matches_BQ: Tensor,
+    memory_ids_BM: Tensor,
+    centres_YX2: Tensor,
+) -> dict[str, Tensor]:
+    """All losses of one frame.
+
+    Args:
+        outputs: From `JointNetwork.step`.
+        inputs: What went in, with `track_boxes`, `track_valid`, `route`.
+        labels: `boxes` (B, L, 10), `class_ids`, `ids`, `weights`, `present` (B, L), `futures` (B, L, S, 2),
+            `futures_valid` (B, L, S), `ego_future` (B, S, 2), `ego_future_valid` (B, S), `maps` (B, 2, Y, X),
+            `maps_valid` (B,).
+        targets: From `heat_targets`.
+        matches_BQ: From `match_queries`.
+        memory_ids_BM: Identity of each remembered track, -1 where it is none.
+        centres_YX2: BEV cell centres.
+    Returns:
+        Scalars by name; the names are those of `LOSS_UNITS`.
+    """
+    losses = {"heat": focal_loss(outputs["heat_logits"], targets)}
+    matched = matches_BQ >= 0
+    weight = _pick(labels["weights"], matches_BQ) * matched
+    truth = _pick(labels["boxes"], matches_BQ)
+    losses.update(_box_losses(outputs, truth, weight))
+    losses.update(_association_losses(outputs, inputs, labels, matches_BQ, memory_ids_BM))
+    losses.update(_motion_losses(outputs, labels, matches_BQ, memory_ids_BM))
+    losses.update(_map_losses(outputs["map_logits"], labels, centres_YX2))
+    losses.update(_plan_losses(outputs, inputs, labels))
+    return losses
+
+
+def _box_losses(outputs: dict[str, Tensor], truth: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    error = outputs["query_boxes"] - truth
+    log_var = outputs["query_log_var"]
+    moving = torch.cat([error[..., 0:2], error[..., 8:10]], -1)
+    return {
+        "box": _mean(F.smooth_l1_loss(error[..., :8], torch.zeros_like(error[..., :8]), beta=0.2, reduction="none").mean(-1), weight),
+        "velocity": _mean(error[..., 8:10].abs().clamp(max=20.0).mean(-1) / 10.0, weight),
+        "box_nll": _mean(_nll(moving, log_var).mean(-1), weight),
+    }  # fmt: skip
+
+
+def _association_losses(
+    outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: Labels, matches_BQ: Tensor, memory_ids_BM: Tensor
+) -> dict[str, Tensor]:
+    affinity = outputs["affinity"]
+    num_memory = memory_ids_BM.shape[1]
+    query_ids = torch.where(matches_BQ >= 0, _pick(labels["ids"], matches_BQ), -1)
+    same_BMQ = (memory_ids_BM[:, :, None] == query_ids[:, None]) & (query_ids >= 0)[:, None]
+    # Each true detection: its track if remembered, else "new". Each true track: its detection or "gone".
+    row_BQ = torch.where(same_BMQ.any(1), same_BMQ.float().argmax(1), num_memory)
+    by_query = -affinity[:, :, :-1].gather(1, row_BQ[:, None])[:, 0]
+    gone = (memory_ids_BM >= 0) & ~same_BMQ.any(2)
+    by_track = -affinity[:, :-1, -1]
+    weight_query, weight_gone = (query_ids >= 0).float(), gone.float()
+    total = (by_query * weight_query).sum() + (by_track * weight_gone).sum()
+    count = (weight_query.sum() + weight_gone.sum()).clamp(min=1.0)
+    # Temporal consistency: where the track was expected and where the object is perceived.
+    expected = _pick(inputs["track_boxes"], row_BQ.clamp(max=num_memory - 1))[..., :2]
+    drift = (outputs["query_boxes"][..., :2] - expected).abs().clamp(max=3.0).mean(-1)
+    return {"affinity": total / count, "consistency": _mean(drift, same_BMQ.any(1).float())}
+
+
+def _motion_losses(
+    outputs: dict[str, Tensor], labels: Labels, matches_BQ: Tensor, memory_ids_BM: Tensor
+) -> dict[str, Tensor]:
+    """Winner takes all over futures (Lee et al. 2017); detections and remembered tracks alike."""
+    label_BO = torch.cat([matches_BQ, label_of_ids(memory_ids_BM, labels)], 1)
+    truth_BOS2 = _pick(labels["futures"], label_BO)
+    valid_BOS = _pick(labels["futures_valid"].float(), label_BO) * (label_BO >= 0)[..., None]
+    error_BOFS2 = outputs["object_futures"] - truth_BOS2[:, :, None]
+    distance = (error_BOFS2.square().sum(-1) + 1e-4).sqrt()
+    mean_BOF = (distance * valid_BOS[:, :, None]).sum(-1) / valid_BOS.sum(-1)[..., None].clamp(min=1.0)
+    winner = mean_BOF.detach().argmin(-1)
+    known = (valid_BOS.sum(-1) > 0).float()
+    at = winner[:, :, None, None, None].expand(-1, -1, 1, *error_BOFS2.shape[3:])
+    won_error = error_BOFS2.gather(2, at)[:, :, 0]
+    won_log_var = outputs["object_futures_log_var"].gather(2, at)[:, :, 0]
+    nll = _nll(won_error, won_log_var).mean(-1)
+    return {
+        "motion": _mean(mean_BOF.gather(2, winner[..., None])[..., 0].clamp(max=25.0) / 5.0, known),
+        "motion_nll": _mean(nll, valid_BOS),
+        "mode": _mean(
+            F.cross_entropy(outputs["mode_logits"].flatten(0, 1), winner.flatten(), reduction="none"),
+            known.flatten(),
+        ),
+    }
+
+
+def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dict[str, Tensor]:
+    occupied, flow = occupancy_targets(labels, centres_YX2)
+    known = labels["maps_valid"].float()[:, None, None].expand_as(occupied)
+    drivable = F.binary_cross_entropy_with_logits(
+        logits_B5YX[:, 0], labels["maps"][:, 0], reduction="none"
+    )
+    boundary = F.binary_cross_entropy_with_logits(
+        logits_B5YX[:, 1],
+        labels["maps"][:, 1],
+        pos_weight=logits_B5YX.new_tensor(4.0),
+        reduction="none",
+    )
+    occupancy = F.binary_cross_entropy_with_logits(
+        logits_B5YX[:, 2], occupied, pos_weight=logits_B5YX.new_tensor(4.0), reduction="none"
+    )
+    flow_error = (logits_B5YX[:, 3:] - flow / 10.0).abs().mean(1)
+    return {
+        "maps": _mean(drivable + boundary, known) + occupancy.mean(),
+        "flow": _mean(flow_error, occupied),
+    }
+
+
+def expert_route_coordinates(labels: Labels, route_BR4: Tensor) -> Tensor:
+    """The driven path in route coordinates, (B, S, 2) [m]."""
+    return route_coordinates(labels["ego_future"], route_BR4)
+
+
+def _plan_losses(outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
+    route = inputs["route"]
+    expert_BS2 = expert_route_coordinates(labels, route)
+    sd_BPS2 = outputs["plan_sd"]
+    valid_BS = labels["ego_future_valid"].float()
+    known_B = (valid_BS.sum(-1) > 0).float()
+    axes = sd_BPS2.new_tensor((1.0, LATERAL_WEIGHT))
+    error_BPS2 = (sd_BPS2 - expert_BS2[:, None]) * axes
+    per_step = F.smooth_l1_loss(error_BPS2, torch.zeros_like(error_BPS2), beta=0.5, reduction="none").sum(-1)
+    distance_BP = (per_step * valid_BS[:, None]).sum(-1) / valid_BS.sum(-1)[:, None].clamp(min=1.0)
+    target_BP = (-distance_BP.detach() / PLAN_TEMPERATURE).softmax(-1)
+    negative_log_p = outputs["plan_costs"][..., COST_TERMS.index("imitation")]
+
+    # What each proposal would truly meet: the same overlap formula, on labels instead of predictions.
+    points, tangents = base_from_route(sd_BPS2.detach(), route)
+    boxes = labels["boxes"]
+    truth_BL1S2 = labels["futures"][:, :, None]
+    meets = collision_probability(points, tangents, boxes, truth_BL1S2, torch.full_like(truth_BL1S2, 0.09))
+    alive = (labels["futures_valid"].float() * (labels["present"]).float()[..., None])[:, None, :, None]
+    meets_BP = (meets * alive).amax((2, 3)).mean(-1)
+    chance_BP = (-negative_log_p).exp()
+    return {
+        "plan": _mean((target_BP * negative_log_p).sum(-1), known_B),
+        "plan_offset": _mean((target_BP * distance_BP).sum(-1), known_B),
+        "plan_safety": (chance_BP * meets_BP).sum(-1).mean(),
+    }

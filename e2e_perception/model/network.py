@@ -1,0 +1,327 @@
+"""The joint network: sensors -> BEV -> detections -> tracks -> futures -> plan, differentiable throughout.
+
+Read `JointNetwork.step` from top to bottom; it is the diagram. What each tensor is called outside is stated
+in `deploy/contract.py`. `interfaces: detached` cuts the gradient at the three marked lines and changes
+nothing else: that is the modular baseline.
+
+Legend: B batch, C BEV channels, Y X BEV cells, Q detections, M remembered tracks, O = Q + M objects,
+K classes, D token width, F futures, S horizon steps, P plan proposals, R route points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.network_config import BOX_FIELDS, BOX_STD_FIELDS, EGO_FIELDS, NetworkConfig
+from e2e_perception.model.encoders import BevEncoder, BevMemory
+from e2e_perception.model.layers import Attention, FeedForward, GatedUpdate, Mlp, sample_bev
+from e2e_perception.model.planning import Planner
+
+MASKED = -1.0e4
+LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
+MAX_LOG_VAR = 6.0
+# Sizes are predicted relative to these (length, width, height) [m].
+MEAN_SIZE = (4.2, 1.8, 1.6)
+
+Tensors = dict[str, Tensor]
+
+
+class DetectionHead(nn.Module):
+    """Centre heatmap and top-K queries (CenterNet, Zhou et al. 2019; CenterPoint, Yin et al. 2021)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        c = config.bev_channels
+        self.num_queries = config.num_queries
+        grid = config.bev_grid
+        self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
+        centres = torch.from_numpy(grid.cell_centres_YX2()).reshape(-1, 2)
+        self.register_buffer("centres_G2", centres, persistent=False)
+        self.shared = nn.Sequential(nn.Conv2d(c, c, 3, 1, 1), nn.ReLU(inplace=True))
+        self.heat = nn.Conv2d(c, len(CLASSES), 1)
+        nn.init.constant_(self.heat.bias, -3.0)  # focal loss starts from "nothing here"
+        # drivable, boundary, occupied (logits), flow x, y
+        self.maps = nn.Conv2d(c, 5, 1)
+        self.token = Mlp(c + len(CLASSES) + 2, config.token_channels, config.token_channels)
+
+    def forward(self, bev_BCYX: Tensor, boost_BYX: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Heatmap logits, map outputs, and Q queries.
+
+        Args:
+            bev_BCYX: Features with memory.
+            boost_BYX: Training only: added to the ranking, so that true centres are among the queries early on.
+        Returns:
+            Heatmap logits (B, K, Y, X); maps (B, 5, Y, X); query tokens (B, Q, D); query cell centres
+            (B, Q, 2) [m]; query class logits (B, Q, K).
+        """
+        shared = self.shared(bev_BCYX)
+        heat = self.heat(shared)
+        best = heat.amax(1)
+        # Local maxima only: a max pool in place of non-maximum suppression.
+        is_peak = best >= F.max_pool2d(best[:, None], 3, 1, 1)[:, 0]
+        ranking = torch.where(is_peak, best, best - 20.0)
+        if boost_BYX is not None:
+            ranking = ranking + boost_BYX
+        cells_BQ = ranking.flatten(1).topk(self.num_queries, dim=1).indices
+        features = _gather(shared.flatten(2).transpose(1, 2), cells_BQ)
+        logits = _gather(heat.flatten(2).transpose(1, 2), cells_BQ)
+        centres = self.centres_G2[cells_BQ]
+        token = self.token(torch.cat([features, logits.tanh(), _scaled(centres)], -1))
+        return heat, self.maps(bev_BCYX), token, centres, logits
+
+
+class BoxHead(nn.Module):
+    """Box, velocity and their log-variances from a token (heteroscedastic: Kendall & Gal 2017)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d = config.token_channels
+        self.mlp = Mlp(d, d, len(BOX_FIELDS) + len(BOX_STD_FIELDS), norm=True)
+        self.register_buffer("log_size_3", torch.tensor(MEAN_SIZE).log(), persistent=False)
+
+    def forward(self, token_BQD: Tensor, centres_BQ2: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4) `BOX_STD_FIELDS`."""
+        raw = self.mlp(token_BQD)
+        xy = centres_BQ2 + raw[..., 0:2]
+        z = 0.8 + raw[..., 2:3]
+        log_size = self.log_size_3 + raw[..., 3:6].clamp(-3.0, 3.0)
+        heading = raw[..., 6:8]
+        heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+        velocity = 10.0 * raw[..., 8:10]
+        log_var = raw[..., 10:14].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
+        return torch.cat([xy, z, log_size, heading, velocity], -1), log_var
+
+
+class Associator(nn.Module):
+    """Affinity between remembered tracks and detections, and the soft update it drives.
+
+    Log-probabilities in both directions as in DeepAffinity (Sun et al. 2019); the soft assignment that lets
+    later losses reach detection follows ADA-Track (Ding et al. 2024), without its decoder layers.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d = config.token_channels
+        self.embed_track = Mlp(d + len(BOX_FIELDS), d, d)
+        self.embed_query = Mlp(d + 2, d, d)
+        self.pair = Mlp(4, 16, 1)
+        self.new = Mlp(d, 16, 1)
+        self.gone = Mlp(d, 16, 1)
+        self.update = GatedUpdate(d)
+
+    def forward(
+        self,
+        query_BQD: Tensor,
+        centres_BQ2: Tensor,
+        track_tokens_BMD: Tensor,
+        track_boxes_BM10: Tensor,
+        track_valid_BM: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Associate.
+
+        Returns:
+            Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), and the affinity
+            (B, M+1, Q+1) in log-probabilities.
+        """
+        valid = track_valid_BM > 0.5
+        boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))
+        tokens = torch.where(valid[..., None], track_tokens_BMD, track_tokens_BMD.new_zeros(()))
+        track = self.embed_track(torch.cat([tokens, _scaled_boxes(boxes)], -1))
+        query = self.embed_query(torch.cat([query_BQD, _scaled(centres_BQ2)], -1))
+
+        offset = centres_BQ2[:, None] - boxes[:, :, None, :2]
+        distance = (offset.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+        pair = torch.cat([offset / 4.0, distance / 4.0, (-distance.square() / 4.0).exp()], -1)
+        logits_BMQ = track @ query.transpose(1, 2) * track.shape[-1] ** -0.5 + self.pair(pair.clamp(-8, 8))[..., 0]
+        logits_BMQ = torch.where(valid[..., None], logits_BMQ, logits_BMQ.new_full((), MASKED))
+
+        # Every detection chooses a track or "new"; every track chooses a detection or "gone".
+        by_query = torch.cat([logits_BMQ, self.new(query).transpose(1, 2)], 1).log_softmax(1)
+        by_track = torch.cat([logits_BMQ, self.gone(track)], 2).log_softmax(2)
+        both = 0.5 * (by_query[:, :-1] + by_track[:, :, :-1])
+        corner = both.new_zeros(both.shape[0], 1, 1)
+        top = torch.cat([both, by_track[:, :, -1:]], 2)
+        affinity = torch.cat([top, torch.cat([by_query[:, -1:], corner], 2)], 1)
+
+        # Soft update: expected track token under the assignment, "new" contributes nothing.
+        assignment_BQM = by_query[:, :-1].exp().transpose(1, 2)
+        remembered = assignment_BQM @ track
+        return self.update(query_BQD, remembered), track, affinity.clamp(min=LEAST_LOG_PROBABILITY)
+
+
+class MotionHead(nn.Module):
+    """F futures per object with Gaussian uncertainty, relative to constant velocity (MultiPath, Chai et al. 2019)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, c = config.token_channels, config.bev_channels
+        self.num_modes, self.steps = config.num_modes, config.horizon_steps
+        grid = config.bev_grid
+        self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
+        times = torch.from_numpy(config.times_T).float()
+        self.register_buffer("times_S", times, persistent=False)
+        self.context = Mlp(d + c + len(BOX_FIELDS), d, d)
+        self.interact = Attention(d, config.num_heads)
+        self.feed = FeedForward(d)
+        self.out = Mlp(d, 2 * d, config.num_modes * (1 + 4 * self.steps), norm=True)
+
+    def forward(
+        self, tokens_BOD: Tensor, boxes_BO10: Tensor, log_existence_BO: Tensor, bev_BCYX: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predict.
+
+        Returns:
+            Object tokens after interaction (B, O, D), mode logits (B, O, F), positions (B, O, F, S, 2) [m],
+            log-variances (B, O, F, S, 2).
+        """
+        place = sample_bev(bev_BCYX, boxes_BO10[..., :2], self.extent)
+        tokens = tokens_BOD + self.context(torch.cat([tokens_BOD, place, _scaled_boxes(boxes_BO10)], -1))
+        tokens = self.feed(self.interact(tokens, tokens, log_existence_BO))
+        raw = self.out(tokens).reshape(*tokens.shape[:2], self.num_modes, 1 + 4 * self.steps)
+        logits = raw[..., 0]
+        steps = raw[..., 1:].reshape(*raw.shape[:-1], self.steps, 4)
+        # Offsets are predicted along and across the object's heading and grow with time.
+        along, across = (steps[..., :2] * self.times_S[:, None]).unbind(-1)
+        sine = boxes_BO10[..., 6][..., None, None]
+        cosine = boxes_BO10[..., 7][..., None, None]
+        offset = torch.stack([cosine * along - sine * across, sine * along + cosine * across], -1)
+        drift_BOS2 = boxes_BO10[:, :, None, 8:10] * self.times_S[:, None]
+        positions = boxes_BO10[:, :, None, None, :2] + drift_BOS2[:, :, None] + offset
+        log_var = (steps[..., 2:] + 2.0 * self.times_S.log()[:, None]).clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
+        return tokens, logits, positions, log_var
+
+
+class JointNetwork(nn.Module):
+    """Detection, tracking, motion prediction and planning in one graph."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = BevEncoder(config)
+        self.memory = BevMemory(config)
+        self.detection = DetectionHead(config)
+        self.associator = Associator(config)
+        self.boxes = BoxHead(config)
+        self.motion = MotionHead(config)
+        self.planner = Planner(config)
+
+    def encode(self, inputs: Tensors) -> Tensor:
+        """The part without memory: sensors to BEV features (B, C, Y, X). Training batches it over a clip."""
+        return self.encoder(inputs)
+
+    def step(self, bev_BCYX: Tensor, inputs: Tensors, boost_BYX: Tensor | None = None) -> Tensors:
+        """One frame from BEV features on.
+
+        Args:
+            bev_BCYX: From `encode`.
+            inputs: The contract's remaining inputs, batch first.
+            boost_BYX: See `DetectionHead`; None outside training.
+        Returns:
+            The contract's outputs, plus logits that the losses need (`heat_logits`, `query_logits`,
+            `query_centres`, `mode_logits`, `map_logits`).
+        """
+        cut = torch.Tensor.detach if self.config.interfaces == "detached" else _identity
+
+        # 1. Time: what was seen before, moved to where it is now.
+        bev, memory_next = self.memory(bev_BCYX, inputs["bev_memory"], inputs["bev_theta"], inputs["memory_valid"])
+
+        # 2. Detection: a heatmap, its peaks, a token for each.
+        heat, maps, query, centres, query_logits = self.detection(bev, boost_BYX)
+
+        # 3. Tracking: who is who, and tokens that remember.
+        query, track, affinity = self.associator(
+            query, centres, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
+        )
+        query_boxes, query_log_var = self.boxes(query, centres)
+
+        # 4. Motion: detections and remembered, now unseen tracks alike have futures.
+        track_boxes = torch.where(
+            inputs["track_valid"][..., None] > 0.5, inputs["track_boxes"], query.new_zeros(())
+        )
+        scores = query_logits.sigmoid()
+        unseen_BM = affinity[:, :-1, -1].exp() * inputs["track_valid"]
+        existence_BO = torch.cat([scores.amax(-1), unseen_BM], 1).clamp(1e-4, 1.0)
+        tokens_BOD = cut(torch.cat([query, track], 1))  # gradient: motion -> tracking
+        boxes_BO10 = cut(torch.cat([query_boxes, track_boxes], 1))  # gradient: motion -> detection
+        objects, mode_logits, futures, futures_log_var = self.motion(
+            tokens_BOD, boxes_BO10, cut(existence_BO).log(), cut(bev)
+        )
+        modes = mode_logits.softmax(-1)
+
+        # 5. Planning: proposals in route coordinates, refined and priced.  # gradient: planning -> all
+        plan_sd, plan_costs = self.planner(
+            bev=cut(bev),
+            drivable=cut(maps[:, 0:1]),
+            ego_state=inputs["ego_state"],
+            route=inputs["route"],
+            objects=cut(objects),
+            boxes=boxes_BO10,
+            existence=cut(existence_BO),
+            modes=cut(modes),
+            futures=cut(futures),
+            futures_log_var=cut(futures_log_var),
+        )
+        return {
+            "query_scores": scores,
+            "query_boxes": query_boxes,
+            "query_log_var": query_log_var,
+            "query_tokens": query,
+            "affinity": affinity,
+            "object_modes": modes,
+            "object_futures": futures,
+            "object_futures_log_var": futures_log_var,
+            "plan_sd": plan_sd,
+            "plan_costs": plan_costs,
+            "heatmap": heat.sigmoid(),
+            "bev_maps": torch.cat([maps[:, :3].sigmoid(), 10.0 * maps[:, 3:]], 1),
+            "bev_memory_next": memory_next,
+            "query_centres": centres,
+            "heat_logits": heat,
+            "query_logits": query_logits,
+            "mode_logits": mode_logits,
+            "map_logits": maps,
+        }
+
+    def forward(self, inputs: Tensors) -> Tensors:
+        """One frame, all contract inputs to all contract outputs."""
+        return self.step(self.encode(inputs), inputs)
+
+    def initial_state(self, batch: int, device: torch.device | str = "cpu") -> Tensors:
+        """Empty memory: the recurrent and track inputs of a first frame."""
+        c = self.config
+        y, x = c.bev_grid.shape
+        zeros = lambda *shape: torch.zeros(batch, *shape, device=device)  # noqa: E731
+        theta = torch.eye(2, 3, device=device).expand(batch, 2, 3)
+        return {
+            "bev_memory": zeros(c.bev_channels, y, x),
+            "bev_theta": theta,
+            "memory_valid": zeros(1),
+            "track_tokens": zeros(c.num_memory, c.token_channels),
+            "track_boxes": zeros(c.num_memory, len(BOX_FIELDS)),
+            "track_valid": zeros(c.num_memory),
+        }
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _gather(rows_BGC: Tensor, index_BQ: Tensor) -> Tensor:
+    """Rows (B, Q, C) of (B, G, C) at (B, Q)."""
+    return rows_BGC.gather(1, index_BQ[..., None].expand(-1, -1, rows_BGC.shape[-1]))
+
+
+def _scaled(points: Tensor) -> Tensor:
+    """Positions [m] to about unit range."""
+    return points / 25.0
+
+
+def _scaled_boxes(boxes: Tensor) -> Tensor:
+    """Box columns to about unit range."""
+    return torch.cat([boxes[..., :2] / 25.0, boxes[..., 2:8], boxes[..., 8:10] / 10.0], -1)
+
+
+assert EGO_FIELDS[0] == "speed" and BOX_FIELDS[6:10] == ("sin_yaw", "cos_yaw", "vx", "vy")

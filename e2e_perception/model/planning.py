@@ -1,0 +1,256 @@
+"""Planning in route coordinates: a vocabulary of manoeuvres, refined and priced term by term.
+
+Scoring a fixed vocabulary follows VADv2 (Chen et al. 2024) and Hydra-MDP (Li et al. 2024); the vocabulary here is
+built from the robot's own speed and offset, in the Frenet frame of the route (Werling et al. 2010), so that it
+always starts where the robot is. All costs but imitation are formulas on predicted quantities, differentiable
+down to the detections.
+
+Legend: B batch, P proposals, S horizon steps, O objects, F futures, R route points, D token width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from e2e_perception.core.network_config import EGO_FIELDS, NetworkConfig
+from e2e_perception.core.trajectories import ROUTE_POINTS, ROUTE_SPACING
+from e2e_perception.model.layers import Attention, FeedForward, Mlp, sample_bev
+
+EGO_HALF_LENGTH = 2.3  # [m]
+EGO_HALF_WIDTH = 0.95  # [m]
+EGO_CENTRE = 1.4  # [m] ahead of base_link
+MIN_SPEED_LIMIT = 3.0  # [m/s] keeps the progress cost finite
+
+
+class Vocabulary(nn.Module):
+    """P manoeuvres: constant acceleration to standstill along s, a cubic towards an offset along d."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        accelerations = torch.tensor(config.plan_accelerations)
+        offsets = torch.tensor(config.plan_offsets)
+        self.register_buffer("accelerations_P", accelerations.repeat_interleave(len(offsets)), persistent=False)
+        self.register_buffer("offsets_P", offsets.repeat(len(accelerations)), persistent=False)
+        self.register_buffer("times_S", torch.from_numpy(config.times_T).float(), persistent=False)
+
+    def forward(self, ego_state_BE: Tensor) -> Tensor:
+        """Proposals from the ego state (columns `EGO_FIELDS`): (B, P, S, 2) [m], s and d."""
+        speed = ego_state_BE[:, EGO_FIELDS.index("speed")].clamp(min=0.0)[:, None, None]
+        d_now = ego_state_BE[:, EGO_FIELDS.index("lateral_offset")][:, None, None]
+        heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")][:, None, None]
+        a = self.accelerations_P[None, :, None]
+        # Braking ends at standstill; nobody reverses.
+        moving_for = torch.where(a < 0, -speed / a.clamp(max=-1e-3), speed.new_full((), 1e3))
+        t = torch.minimum(self.times_S[None, None], moving_for)
+        s = speed * t + 0.5 * a * t * t
+        # Cubic Hermite in time: d(0), d'(0) given, d(T) = target, d'(T) = 0.
+        horizon = self.times_S[-1]
+        u = (self.times_S / horizon)[None, None]
+        slope = speed * heading.sin() * horizon
+        # Without forward motion there is no sideways motion: the target fades in over the first 10 m.
+        reach = (s[..., -1:] / 10.0).clamp(0.0, 1.0)
+        target = d_now + (self.offsets_P[None, :, None] - d_now) * reach
+        h_start = 2 * u**3 - 3 * u**2 + 1
+        h_slope = u**3 - 2 * u**2 + u
+        d = h_start * d_now + h_slope * slope * reach + (1 - h_start) * target
+        return torch.stack([s, d.expand_as(s)], -1)
+
+
+def base_from_route(sd_BPS2: Tensor, route_BR4: Tensor) -> tuple[Tensor, Tensor]:
+    """Route coordinates to base-frame points and headings, inside the graph.
+
+    The same interpolation as `core.trajectories.base_from_route_coordinates`, written as a product with hat
+    functions: no gather, a gradient in s and d.
+
+    Args:
+        sd_BPS2: (B, P, S, 2) [m].
+        route_BR4: (B, R, 4) x, y, tangent.
+    Returns:
+        Points (B, P, S, 2) [m] and unit tangents of the route there (B, P, S, 2).
+    """
+    b, p, steps = sd_BPS2.shape[:3]
+    s, d = sd_BPS2[..., 0], sd_BPS2[..., 1]
+    inside = s.clamp(0.0, (ROUTE_POINTS - 1) * ROUTE_SPACING)
+    knots = torch.arange(ROUTE_POINTS, device=s.device, dtype=s.dtype)
+    hats = (1.0 - (inside[..., None] / ROUTE_SPACING - knots).abs()).clamp(min=0.0)
+    at = (hats.reshape(b, p * steps, ROUTE_POINTS) @ route_BR4).reshape(b, p, steps, 4)
+    tangent = at[..., 2:] / at[..., 2:].square().sum(-1, keepdim=True).clamp(min=1e-6).sqrt()
+    normal = torch.stack([-tangent[..., 1], tangent[..., 0]], -1)
+    return at[..., :2] + tangent * (s - inside)[..., None] + normal * d[..., None], tangent
+
+
+def route_coordinates(points_BN2: Tensor, route_BR4: Tensor) -> Tensor:
+    """Soft (s, d) of points with respect to the route, for tokens to know where they are on it.
+
+    Args:
+        points_BN2: (B, N, 2) [m].
+        route_BR4: (B, R, 4).
+    Returns:
+        (B, N, 2) [m].
+    """
+    offset_BNR2 = points_BN2[:, :, None] - route_BR4[:, None, :, :2]
+    weight = (-offset_BNR2.square().sum(-1) / 4.0).clamp(min=-1e4).softmax(-1)
+    knots = torch.arange(ROUTE_POINTS, device=weight.device, dtype=weight.dtype) * ROUTE_SPACING
+    tangent = route_BR4[:, None, :, 2:]
+    along = (offset_BNR2 * tangent).sum(-1)
+    across = tangent[..., 0] * offset_BNR2[..., 1] - tangent[..., 1] * offset_BNR2[..., 0]
+    return torch.stack([(weight * (knots + along)).sum(-1), (weight * across).sum(-1)], -1)
+
+
+def collision_probability(
+    points_BPS2: Tensor, tangents_BPS2: Tensor, boxes_BO10: Tensor, futures_BOFS2: Tensor, variances_BOFS2: Tensor
+) -> Tensor:
+    """Soft overlap of the robot on each proposal with each future of each object.
+
+    In the object's own axes both footprints are boxes; the gap between them, in standard deviations, gives
+    exp(-gap^2 / 2). One at overlap, falling off with distance the faster the surer the prediction.
+
+    Args:
+        points_BPS2, tangents_BPS2: Proposals: `base_link` [m] and heading.
+        boxes_BO10: Objects, columns `BOX_FIELDS`.
+        futures_BOFS2, variances_BOFS2: Mean [m] and variance [m^2] per axis.
+    Returns:
+        (B, P, O, F, S) in [0, 1].
+    """
+    centre = points_BPS2 + EGO_CENTRE * tangents_BPS2
+    sine_BO1, cosine_BO1 = boxes_BO10[..., 6:7], boxes_BO10[..., 7:8]
+
+    def in_object_axes(vectors: Tensor, sine: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = vectors[..., 0], vectors[..., 1]
+        return cosine * x + sine * y, cosine * y - sine * x
+
+    # Robot and future are turned into the object's axes apart, so that only their difference is as large as
+    # proposals x objects x futures x steps.
+    per_object = (sine_BO1[:, None], cosine_BO1[:, None])
+    ego_along, ego_across = in_object_axes(centre[:, :, None], *per_object)  # (B, P, O, S)
+    cos_rel, sin_rel = in_object_axes(tangents_BPS2[:, :, None], *per_object)
+    cos_rel, sin_rel = cos_rel.abs(), sin_rel.abs()
+    its_along, its_across = in_object_axes(futures_BOFS2, sine_BO1[..., None], cosine_BO1[..., None])
+    reach_along = 0.5 * boxes_BO10[:, None, :, 3:4].exp() + cos_rel * EGO_HALF_LENGTH + sin_rel * EGO_HALF_WIDTH
+    reach_across = 0.5 * boxes_BO10[:, None, :, 4:5].exp() + sin_rel * EGO_HALF_LENGTH + cos_rel * EGO_HALF_WIDTH
+    along = (ego_along[:, :, :, None] - its_along[:, None]).abs() - reach_along[:, :, :, None]
+    across = (ego_across[:, :, :, None] - its_across[:, None]).abs() - reach_across[:, :, :, None]
+    gap_squared = along.relu().square() + across.relu().square()
+    # Variances come in base axes; their mean is used for both directions. Beyond 2 m of standard deviation a
+    # prediction says nothing about a collision, and a floor keeps the cost smooth.
+    variance = variances_BOFS2.mean(-1).clamp(0.09, 4.0)[:, None]
+    return (gap_squared * (-0.5 / variance)).exp()
+
+
+class Planner(nn.Module):
+    """Refines and prices the vocabulary by looking at the objects, the BEV and the route."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, c, steps = config.token_channels, config.bev_channels, config.horizon_steps
+        self.vocabulary = Vocabulary(config)
+        grid = config.bev_grid
+        self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
+        self.step_s = config.step_s
+        self.register_buffer("times_S", torch.from_numpy(config.times_T).float(), persistent=False)
+        self.ego = Mlp(len(EGO_FIELDS) + ROUTE_POINTS * 4, d, d)
+        self.proposal = Mlp(2 * steps, d, d)
+        self.scene = Mlp(c * steps, d, d)
+        self.place = Mlp(d + 2 + 4, d, d)
+        self.look = Attention(d, config.num_heads)
+        self.feed = FeedForward(d)
+        self.score = Mlp(d + 1, d, 1, norm=False)
+        self.refine = Mlp(d, d, 2 * steps, norm=True)
+
+    def forward(
+        self,
+        *,
+        bev: Tensor,
+        drivable: Tensor,
+        ego_state: Tensor,
+        route: Tensor,
+        objects: Tensor,
+        boxes: Tensor,
+        existence: Tensor,
+        modes: Tensor,
+        futures: Tensor,
+        futures_log_var: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Propose, refine and price.
+
+        Args:
+            bev: (B, C, Y, X). drivable: (B, 1, Y, X) logits.
+            ego_state: (B, E), columns `EGO_FIELDS`. route: (B, R, 4).
+            objects: (B, O, D) tokens. boxes: (B, O, 10). existence: (B, O). modes: (B, O, F).
+            futures, futures_log_var: (B, O, F, S, 2).
+        Returns:
+            Proposals (B, P, S, 2) in (s, d) [m] and costs (B, P, 6), columns `COST_TERMS`.
+        """
+        vocabulary = self.vocabulary(ego_state)
+        b, p, steps = vocabulary.shape[:3]
+        scaled_ego = ego_state * ego_state.new_tensor((0.05, 2.0, 0.3, 0.05, 0.5, 2.0, 1.0))
+        scaled_route = (route * route.new_tensor((0.02, 0.02, 1.0, 1.0))).flatten(1)
+        ego = self.ego(torch.cat([scaled_ego, scaled_route], -1))
+        token = self.proposal((vocabulary * vocabulary.new_tensor((0.03, 0.3))).flatten(2)) + ego[:, None]
+
+        # What lies under each proposal, and who is around, told where they are on the route.
+        points, _ = base_from_route(vocabulary, route)
+        under = sample_bev(bev, points.reshape(b, p * steps, 2), self.extent).reshape(b, p, -1)
+        token = token + self.scene(under)
+        end = torch.stack([futures[:, :, :, steps // 2 - 1], futures[:, :, :, -1]], 3)
+        expected = (modes[..., None, None] * end).sum(2).flatten(2)  # (B, O, 4): mean position at T/2 and T
+        where = torch.cat([route_coordinates(boxes[..., :2], route) / 25.0, expected / 25.0], -1)
+        keys = objects + self.place(torch.cat([objects, where], -1))
+        token = self.feed(self.look(token, keys, existence.log()))
+
+        # Refinement grows with time, so that a plan starts at the robot.
+        fraction = (self.times_S / self.times_S[-1])[:, None]
+        offset = self.refine(token).reshape(b, p, steps, 2).tanh() * fraction
+        # Proposals that stand still must be able to: s is refined in proportion to what it covers.
+        reach = (vocabulary[..., -1:, 0:1] / 10.0).clamp(0.0, 1.0)
+        sd = vocabulary + offset * reach * offset.new_tensor((4.0, 0.8))
+        points, tangents = base_from_route(sd, route)
+
+        overlap = collision_probability(points, tangents, boxes, futures, futures_log_var.exp())
+        # The far future counts less: exp(-t / 4 s).
+        discount = (-self.times_S / 4.0).exp()
+        weight_BOFS = (existence[..., None] * modes)[..., None] * (discount / discount.sum())
+        collision = (overlap.flatten(2) @ weight_BOFS.flatten(1)[..., None])[..., 0]
+
+        on_road = sample_bev(drivable, points.reshape(b, p * steps, 2), self.extent).reshape(b, p, steps)
+        # The grid ends somewhere; beyond it nothing is known and nothing is charged.
+        x_min, x_max, y_min, y_max = self.extent
+        seen = (
+            (points[..., 0] > x_min) & (points[..., 0] < x_max) & (points[..., 1] > y_min) & (points[..., 1] < y_max)
+        )
+        off_road = torch.where(seen, (-on_road).sigmoid(), on_road.new_zeros(())).mean(-1)
+
+        logit = self.score(torch.cat([token, collision[..., None]], -1))[..., 0]
+        return sd, torch.stack(
+            [
+                -logit.log_softmax(-1),
+                collision,
+                off_road,
+                self._discomfort(sd, ego_state),
+                self._lag(sd, ego_state),
+                sd[..., 1].abs().mean(-1),
+            ],
+            -1,
+        )
+
+    def _discomfort(self, sd_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
+        """Mean square of acceleration over 2 m/s^2 plus that of jerk over 2 m/s^3, along s and d; (B, P)."""
+        speed = ego_state_BE[:, EGO_FIELDS.index("speed")]
+        heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")]
+        offset = ego_state_BE[:, EGO_FIELDS.index("lateral_offset")]
+        zero = torch.zeros_like(speed)
+        start = torch.stack([zero, offset], -1)[:, None, None].expand(-1, sd_BPS2.shape[1], 1, 2)
+        first = torch.stack([speed * heading.cos(), speed * heading.sin()], -1)
+        first = first[:, None, None].expand(-1, sd_BPS2.shape[1], 1, 2)
+        path = torch.cat([start, sd_BPS2], 2)
+        velocity = torch.cat([first, (path[:, :, 1:] - path[:, :, :-1]) / self.step_s], 2)
+        acceleration = (velocity[:, :, 1:] - velocity[:, :, :-1]) / self.step_s
+        jerk = (acceleration[:, :, 1:] - acceleration[:, :, :-1]) / self.step_s
+        return (acceleration / 2.0).square().mean((2, 3)) + (jerk / 2.0).square().mean((2, 3))
+
+    def _lag(self, sd_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
+        """Share of the distance at the speed limit that a proposal falls short of or exceeds; (B, P)."""
+        limit = ego_state_BE[:, EGO_FIELDS.index("speed_limit")].clamp(min=MIN_SPEED_LIMIT)
+        wanted = (limit * self.times_S[-1])[:, None]
+        return (wanted - sd_BPS2[:, :, -1, 0]).abs() / wanted

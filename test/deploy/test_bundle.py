@@ -1,0 +1,230 @@
+"""Bundles: a good one loads, and every way to damage one is refused with a sentence that names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import SMALL
+
+from e2e_perception.core.errors import BundleError, ContractError, EngineUnavailableError
+from e2e_perception.core.rig import Camera, Lidar, Mount, Rig
+from e2e_perception.deploy.bundle import load_bundle, verify_bundle, write_checksums
+from e2e_perception.deploy.engines import backend_report, create_engine
+from e2e_perception.deploy.export import (
+    PARITY_TOLERANCE,
+    export_bundle,
+    random_inputs,
+    rollout_difference,
+)
+from e2e_perception.model.network import JointNetwork
+
+RIG = Rig(
+    name="test",
+    sensors=(
+        Camera(
+            name="front", topic="/camera", frame_id="camera", mount=Mount(xyz=(1.0, 0.0, 1.5)),
+            width=96, height=64, fx_px=48.0, fy_px=48.0, cx_px=48.0, cy_px=32.0,
+        ),
+        Lidar(name="top", topic="/lidar", frame_id="lidar", mount=Mount(xyz=(1.0, 0.0, 1.8))),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("bundles") / "small"
+    export_bundle(
+        JointNetwork(SMALL), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
+    )
+    return out
+
+
+@pytest.fixture
+def copy(bundle_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_dir, tmp_path / "copy"))
+
+
+def test_a_bundle_loads_and_says_what_it_is(bundle_dir: Path) -> None:
+    bundle = load_bundle(bundle_dir)
+    assert bundle.name == "small"
+    assert bundle.network == SMALL
+    assert bundle.rig == RIG
+    assert dict(verify_bundle(bundle_dir))["schema"] == "version 1"
+    assert "not been validated" in (bundle_dir / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_every_backend_agrees_with_torch_over_a_rollout_with_state_fed_back(bundle_dir: Path, backend: str) -> None:
+    bundle = load_bundle(bundle_dir)
+    worst = rollout_difference(
+        create_engine(bundle, backend, 1), create_engine(bundle, "torch", 1), SMALL, num_frames=12, seed=3
+    )
+    assert set(worst) == set(bundle.contract.output_names) - {"bev_memory_next"}
+    assert max(worst.values()) <= PARITY_TOLERANCE, worst
+
+
+def test_state_is_fed_back_and_reset_forgets_it(bundle_dir: Path) -> None:
+    engine = create_engine(load_bundle(bundle_dir), "onnxruntime", 1)
+    inputs = random_inputs(SMALL, np.random.default_rng(0))
+    first = engine.infer(inputs)
+    assert np.abs(engine.state()["bev_memory"]).max() > 0
+    second = engine.infer(inputs)
+    assert np.abs(first["heatmap"] - second["heatmap"]).max() > 0
+    engine.reset_state()
+    np.testing.assert_array_equal(engine.infer(inputs)["heatmap"], first["heatmap"])
+
+
+def test_inference_is_deterministic(bundle_dir: Path) -> None:
+    inputs = random_inputs(SMALL, np.random.default_rng(1))
+    outputs = [create_engine(load_bundle(bundle_dir), "onnxruntime", 2).infer(inputs) for _ in range(2)]
+    for name, value in outputs[0].items():
+        np.testing.assert_array_equal(value, outputs[1][name])
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((path / "bundle.json").read_text())
+    change(manifest)
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    write_checksums(path)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors", "bundle.json", "evaluation.json"])
+def test_a_flipped_byte_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        load_bundle(copy)
+
+
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_flipped_bit_of_the_checksum_list_is_refused(
+    bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory, position: float, bit: int
+) -> None:
+    path = Path(shutil.copytree(bundle_dir, tmp_path_factory.mktemp("flip") / "b"))
+    data = bytearray((path / "SHA256SUMS").read_bytes())
+    data[int(position * len(data))] ^= 1 << bit
+    (path / "SHA256SUMS").write_bytes(bytes(data))
+    try:
+        load_bundle(path)
+    except BundleError:
+        return
+    # The one harmless flip: a newline into another line break that reads the same.
+    assert (path / "SHA256SUMS").read_text().splitlines() == (bundle_dir / "SHA256SUMS").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), "schema version 99, this release reads 1"),
+        (lambda m: m.update(classes=["cat"]), "made for classes"),
+        (lambda m: m["contract"]["inputs"][0].update(shape=[1, 2, 3]), r"input 'images' has shape \[1, 2, 3\]"),
+        (lambda m: m["contract"]["outputs"].pop(), "output 'bev_memory_next' is missing"),
+        (lambda m: m["contract"].update(version=0), "contract version 0"),
+        (lambda m: m.update(contract=None), "states no tensor contract"),
+        (lambda m: m["network"].update(bev_channels="many"), "not valid at bev_channels"),
+        (lambda m: m["network"].update(surprise=1), "not valid at surprise"),
+        (lambda m: m["rig"]["sensors"].clear(), "not valid"),
+        (lambda m: m.update(name="../../etc"), "expected letters"),
+    ],
+)  # fmt: skip
+def test_a_manifest_made_for_something_else_is_refused(
+    copy: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    rewrite(copy, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+def test_missing_unlisted_linked_and_escaping_files_are_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "extra.bin").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"'extra.bin', which SHA256SUMS does not list"):
+        load_bundle(copy)
+    (copy / "extra.bin").unlink()
+    sums = (copy / "SHA256SUMS").read_text()
+    (copy / "SHA256SUMS").write_text(sums + "0" * 64 + "  ../../etc/passwd\n")
+    with pytest.raises(BundleError, match="is not `<sha256>  <file name>`"):
+        load_bundle(copy)
+    (copy / "SHA256SUMS").write_text(sums)
+    model = copy / "model.onnx"
+    model.rename(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="model.onnx is listed"):
+        load_bundle(copy)
+    model.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="not a regular file"):
+        load_bundle(copy)
+
+
+def test_a_graph_of_another_shape_is_refused_by_the_engine(copy: Path) -> None:
+    rewrite(copy, lambda m: None)
+    bundle = load_bundle(copy)
+    other = SMALL.model_copy(update={"num_queries": 7})
+    from e2e_perception.deploy.contract import tensor_contract
+    from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+    with pytest.raises(BundleError, match=r"output 'query_scores' has shape \(1, 12, 4\), the contract says"):
+        OnnxRuntimeEngine(bundle.model_path, tensor_contract(other))
+
+
+def test_garbage_with_right_checksums_is_refused_by_both_engines(copy: Path) -> None:
+    (copy / "model.onnx").write_bytes(b"not a graph")
+    (copy / "weights.safetensors").write_bytes(b"not weights")
+    write_checksums(copy)
+    bundle = load_bundle(copy)
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
+        create_engine(bundle, "onnxruntime")
+    with pytest.raises(BundleError, match="does not fit the network"):
+        create_engine(bundle, "torch")
+
+
+def test_unknown_names_and_backends_say_what_there_is(bundle_dir: Path) -> None:
+    with pytest.raises(BundleError, match="neither a directory nor one of the shipped bundles"):
+        load_bundle("no-such-bundle")
+    with pytest.raises(BundleError, match="has no SHA256SUMS"):
+        load_bundle(bundle_dir.parent)
+    with pytest.raises(EngineUnavailableError, match="unknown backend 'tensorflow'; expected auto, onnxruntime"):
+        create_engine(load_bundle(bundle_dir), "tensorflow")
+
+
+def test_auto_takes_the_first_available_backend_and_says_which(bundle_dir: Path) -> None:
+    first = next(status.name for status in backend_report() if status.available)
+    assert create_engine(load_bundle(bundle_dir), "auto").info.backend == first
+
+
+def test_a_missing_library_is_an_error_with_the_way_to_get_it(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineUnavailableError, match="pip install onnxruntime"):
+        create_engine(load_bundle(bundle_dir), "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i.pop("route"), "input 'route' is missing"),
+        (lambda i: i.update(route=i["route"].astype(np.float64)), "'route' is float64"),
+        (lambda i: i.update(route=i["route"][:, :5]), r"'route' is float32\[1, 5, 4\], expected float32\[1, 41, 4\]"),
+        (lambda i: i.update(sonar=i["route"]), "engine has no input 'sonar'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_inputs_off_the_contract_are_refused(
+    bundle_dir: Path, backend: str, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    engine = create_engine(load_bundle(bundle_dir), backend, 1)
+    inputs = random_inputs(SMALL, np.random.default_rng(0))
+    change(inputs)
+    with pytest.raises(ContractError, match=message):
+        engine.infer(inputs)

@@ -1,0 +1,188 @@
+"""The joint network: shapes, gradients between tasks, sensors that die, overfitting one clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from synthetic import SMALL, synthetic_clip
+
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.trajectories import base_from_route_coordinates
+from e2e_perception.data.dataset import clip_arrays
+from e2e_perception.deploy.contract import tensor_contract
+from e2e_perception.deploy.export import random_inputs
+from e2e_perception.model.network import JointNetwork
+from e2e_perception.model.planning import Vocabulary, base_from_route, collision_probability, route_coordinates
+from e2e_perception.training.config import LossWeights
+from e2e_perception.training.rollout import rollout
+
+
+def frame(network: NetworkConfig = SMALL, seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    inputs = {k: torch.from_numpy(v) for k, v in random_inputs(network, rng).items()}
+    memory = JointNetwork(network).initial_state(1)["bev_memory"]
+    return {**inputs, "bev_memory": memory + 0.1}
+
+
+def clip_batch(seed: int = 0, **kwargs: int) -> dict[str, torch.Tensor]:
+    arrays = clip_arrays(synthetic_clip(seed=seed, **kwargs), SMALL)
+    return {k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()}
+
+
+def test_outputs_have_the_shapes_of_the_contract() -> None:
+    for network in (SMALL, NetworkConfig()):
+        model = JointNetwork(network).eval()
+        with torch.no_grad():
+            outputs = model(frame(network))
+        for spec in tensor_contract(network).outputs:
+            assert tuple(outputs[spec.name].shape) == spec.shape, spec.name
+            assert torch.isfinite(outputs[spec.name]).all(), spec.name
+
+
+def test_tiny_has_at_most_two_million_parameters() -> None:
+    assert sum(p.numel() for p in JointNetwork(NetworkConfig()).parameters()) <= 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("valid", "data"),
+    [("lidar_valid", "lidar_raster"), ("radar_valid", "radar_raster"), ("memory_valid", "bev_memory"),
+     ("track_valid", "track_boxes"), ("track_valid", "track_tokens")],
+)  # fmt: skip
+def test_a_dead_inputs_values_change_nothing_not_even_nan(valid: str, data: str) -> None:
+    model = JointNetwork(SMALL).eval()
+    inputs = frame()
+    inputs[valid] = torch.zeros_like(inputs[valid])
+    with torch.no_grad():
+        clean = model(inputs)
+        poisoned = model({**inputs, data: torch.full_like(inputs[data], torch.nan)})
+    for name in tensor_contract(SMALL).output_names:
+        assert torch.equal(clean[name], poisoned[name]), name
+
+
+def test_a_dead_cameras_projection_and_picture_change_nothing() -> None:
+    model = JointNetwork(SMALL).eval()
+    inputs = frame()
+    inputs["camera_valid"] = torch.tensor([[1.0, 0.0, 1.0]])
+    other = {k: v.clone() for k, v in inputs.items()}
+    other["images"][0, 1] = 255
+    other["image_from_base"][0, 1] = torch.nan
+    with torch.no_grad():
+        a, b = model(inputs), model(other)
+    assert torch.equal(a["plan_costs"], b["plan_costs"])
+
+
+def test_affinity_is_a_distribution_both_ways_and_ignores_padding() -> None:
+    model = JointNetwork(SMALL).eval()
+    inputs = frame()
+    with torch.no_grad():
+        affinity = model(inputs)["affinity"][0]
+    assert (affinity <= 1e-6).all()
+    num_real = int(inputs["track_valid"].sum())
+    assert (affinity[num_real:-1, :-1] < -14.0).all()  # mean of two log-probabilities, one of them masked
+
+
+def gradient_norm(interfaces: str, source: str, target: str) -> float:
+    torch.manual_seed(0)
+    model = JointNetwork(SMALL.model_copy(update={"interfaces": interfaces}))
+    _, losses, _, _ = rollout(model, clip_batch(num_frames=2), boost=1.0)
+    parameters = list(getattr(model, target).parameters())
+    gradients = torch.autograd.grad(losses[source], parameters, allow_unused=True)
+    return float(sum(g.square().sum() for g in gradients if g is not None))
+
+
+@pytest.mark.parametrize("source", ["plan", "motion"])
+@pytest.mark.parametrize("target", ["encoder", "detection", "associator"])
+def test_planning_and_motion_losses_reach_perception_only_through_differentiable_interfaces(
+    source: str, target: str
+) -> None:
+    assert gradient_norm("differentiable", source, target) > 0.0
+    assert gradient_norm("detached", source, target) == 0.0
+
+
+def test_detaching_changes_gradients_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    joint = JointNetwork(SMALL).eval()
+    modular = JointNetwork(SMALL.model_copy(update={"interfaces": "detached"})).eval()
+    modular.load_state_dict(joint.state_dict())
+    inputs = frame()
+    with torch.no_grad():
+        a, b = joint(inputs), modular(inputs)
+    for name in tensor_contract(SMALL).output_names:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_gradients_go_back_through_time() -> None:
+    torch.manual_seed(0)
+    model = JointNetwork(SMALL)
+    batch = clip_batch(num_frames=3)
+    batch["lidar_raster"].requires_grad_()
+    frames, _, _, _ = rollout(model, batch, boost=1.0, with_losses=False)
+    (gradient,) = torch.autograd.grad(frames[-1]["plan_costs"].sum(), batch["lidar_raster"])
+    assert gradient[:, 0].abs().sum() > 0.0
+
+
+def test_vocabulary_starts_at_the_robot_never_reverses_and_can_stand_still() -> None:
+    vocabulary = Vocabulary(SMALL)
+    for speed in (0.0, 0.3, 5.0, 30.0):
+        sd = vocabulary(torch.tensor([[speed, 0.0, 0.0, 15.0, 0.7, 0.05, 1.0]]))[0]
+        assert (sd[..., 0].diff(dim=1) >= -1e-4).all()
+        assert sd[..., 0].amin() >= 0.0
+        if speed == 0.0:
+            standing = sd[..., 0].amax(1) == 0.0
+            assert standing.any()
+            torch.testing.assert_close(sd[standing][..., 1], torch.full_like(sd[standing][..., 1], 0.7))
+
+
+def test_route_coordinates_in_the_graph_agree_with_the_host() -> None:
+    rng = np.random.default_rng(0)
+    angles = np.linspace(0.0, 0.8, 41)
+    radius = 120.0 / 0.8
+    route = np.stack(
+        [radius * np.sin(angles), radius * (1 - np.cos(angles)), np.cos(angles), np.sin(angles)], 1
+    ).astype(np.float32)
+    sd = np.stack([rng.uniform(-5, 140, (4, 8)), rng.uniform(-4, 4, (4, 8))], -1).astype(np.float32)
+    in_graph, _ = base_from_route(torch.from_numpy(sd)[None], torch.from_numpy(route)[None])
+    np.testing.assert_allclose(in_graph[0].numpy(), base_from_route_coordinates(sd, route), atol=2e-4)
+
+
+def test_soft_route_coordinates_invert_the_route_within_five_centimetres() -> None:
+    angles = np.linspace(0.0, 0.6, 41)
+    radius = 120.0 / 0.6
+    route = torch.from_numpy(
+        np.stack([radius * np.sin(angles), radius * (1 - np.cos(angles)), np.cos(angles), np.sin(angles)], 1)
+    ).float()[None]
+    sd = torch.tensor([[[10.0, 0.5], [50.0, -2.0], [100.0, 3.0]]])
+    points, _ = base_from_route(sd[:, None], route)
+    torch.testing.assert_close(route_coordinates(points[:, 0], route), sd, atol=0.05, rtol=0.0)
+
+
+def test_collision_is_certain_on_overlap_and_nil_in_the_next_lane() -> None:
+    box = torch.tensor([[[20.0, 0.0, 0.8, np.log(4.4), np.log(1.8), 0.5, 0.0, 1.0, 0.0, 0.0]]])
+    still = torch.tensor([20.0, 0.0]).expand(1, 1, 1, 2, 2)
+    sure = torch.full((1, 1, 1, 2, 2), 0.01)
+    tangents = torch.tensor([1.0, 0.0]).expand(1, 2, 2, 2)
+    points = torch.tensor([[[[18.0, 0.0], [20.0, 0.0]], [[18.0, 3.5], [20.0, 3.5]]]])
+    overlap = collision_probability(points, tangents, box, still, sure)
+    torch.testing.assert_close(overlap[0, 0], torch.ones_like(overlap[0, 0]))
+    assert overlap[0, 1].max() < 1e-3
+
+
+def test_one_clip_can_be_overfitted() -> None:
+    torch.manual_seed(0)
+    model = JointNetwork(SMALL)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    weights = LossWeights().model_dump()
+    batch = clip_batch()
+    first = last = {}
+    for step in range(120):
+        _, losses, _, _ = rollout(model, batch, boost=max(0.0, 1.0 - step / 40))
+        optimizer.zero_grad()
+        torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
+        for module in model.children():
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        optimizer.step()
+        last = {name: float(value.detach()) for name, value in losses.items()}
+        first = first or last
+    for name, at_most in (("heat", 0.05), ("box", 0.1), ("affinity", 0.1), ("motion", 0.3), ("plan_offset", 0.4)):
+        assert last[name] < at_most < first[name], (name, first[name], last[name])
