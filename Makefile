@@ -10,6 +10,7 @@ BAG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 TRAIN_ARGS ?= --out resource/bundles/tiny
+ROS_TESTS := $(wildcard test/nodes test/launch)
 
 # Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
@@ -33,14 +34,14 @@ demo: setup ## simulate (or take BAG=path), run the stack on it, leave OUT=demo_
 # Exit code 5 is pytest's "nothing was collected to run", which is fine where every module of a pass was skipped.
 test: setup ## every test that this machine can run, and why the others were not
 	@$(IN_WORKSPACE) status=0; \
-	OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile test --ignore=test/nodes --ignore=test/launch \
+	OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile test $(addprefix --ignore=,$(ROS_TESTS)) \
 	  $(PYTEST_ARGS) || status=$$?; \
-	pytest -q test/nodes test/launch $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	[ -z "$(ROS_TESTS)" ] || pytest -q $(ROS_TESTS) $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	exit $$status
 
 test-fast: setup ## the same without slow tests and without ROS nodes
 	@$(IN_WORKSPACE) OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile -m "not slow" test \
-	  --ignore=test/nodes --ignore=test/launch $(PYTEST_ARGS)
+	  $(addprefix --ignore=,$(ROS_TESTS)) $(PYTEST_ARGS)
 
 lint: venv ## ruff and mypy
 	@export $(IN_VENV); status=0; \

@@ -157,6 +157,12 @@ def install_requirements() -> None:
     run(command)
 
 
+def without_baked_paths(text: str, *, python_include: str, numpy_include: str) -> str:
+    """An exported CMake file with the include directories of the wheels' build machine replaced."""
+    text = re.sub(r"/opt/python/[^;\"\s]*?/numpy/(?:_core|core)/include", numpy_include, text)
+    return re.sub(r"/opt/python/[^;\"\s]*?/include/python3\.\d+", python_include, text)
+
+
 def rewrite_baked_paths() -> int:
     """Point exported CMake files at this Python and numpy.
 
@@ -172,8 +178,7 @@ def rewrite_baked_paths() -> int:
     changed = 0
     for file in VENV.glob("share/*/cmake/*.cmake"):
         text = file.read_text(encoding="utf-8")
-        fixed = re.sub(r"/opt/python/[^;\"\s]*?/numpy/(?:_core|core)/include", numpy_include, text)
-        fixed = re.sub(r"/opt/python/[^;\"\s]*?/include/python3\.\d+", python_include, fixed)
+        fixed = without_baked_paths(text, python_include=python_include, numpy_include=numpy_include)
         if fixed != text:
             file.write_text(fixed, encoding="utf-8")
             changed += 1

@@ -35,6 +35,7 @@ VIEW_Y = (-36.0, 36.0)
 VIEW_Z = (-1.0, 4.1)
 POINT_CELL = 0.25  # [m] at most one stored point per cell of this size
 POINT_BYTES = 5  # int16 x, int16 y [cm], uint8 z
+POINT_BUDGET = 3_000_000  # [B] of packed points in the whole report
 _SUPERVISOR_STOP = "stop by the safety supervisor"
 
 
@@ -134,7 +135,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     summary: Mapping[str, Any],
-    max_points: int = 4000,
+    max_points: int | None = None,
 ) -> Path:
     """Write the report.
 
@@ -145,7 +146,7 @@ def write_report(
         title: Headline.
         facts: Short things to know about the run (bag, bundle, backend, …), shown under the headline.
         summary: Counts and latencies as in `summary.json`.
-        max_points: Lidar points kept per frame.
+        max_points: Lidar points kept per frame; None: as many as `POINT_BUDGET` allows.
     Returns:
         `path`.
     Raises:
@@ -154,6 +155,8 @@ def write_report(
     stamps = [frame.result.stamp_ns for frame in frames]
     if any(later <= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
         raise InputError("report: the frames' stamps do not rise; expected each frame once, in order")
+    if max_points is None:
+        max_points = int(np.clip(POINT_BUDGET / POINT_BYTES / max(1, len(frames)), 1000, 9000))
     document = {
         "title": title,
         "facts": [[key, value] for key, value in facts.items()],

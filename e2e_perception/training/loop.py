@@ -142,8 +142,8 @@ def train(
             now = time.perf_counter()
             result = StepReport(
                 step=step,
-                total=float(total),
-                losses={name: float(value) for name, value in losses.items()},
+                total=float(total.detach()),
+                losses={name: float(value.detach()) for name, value in losses.items()},
                 gradient_norm=float(torch.stack(norms).norm()),
                 clips_per_s=config.batch_clips / (now - waiting_since),
                 data_share=(started - waiting_since) / (now - waiting_since),

@@ -1,0 +1,126 @@
+"""`export`: checkpoint → bundle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from e2e_perception.cli.console import JsonOption, emit_json, log, print_table, progress_bar
+from e2e_perception.core.errors import ConfigError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of `train`.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False)
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: name of the directory.")] = None,
+    rig: Annotated[str, typer.Option(help="Rig it was trained for: a file, or the name of a shipped one.")] = "tiny",
+    data: Annotated[
+        Path | None, typer.Option(help="Clip store whose validation split is measured for `evaluation.json`.")
+    ] = None,
+    max_clips: Annotated[int | None, typer.Option(min=2, help="Measure at most so many clips.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Take the figures from this JSON file instead.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Digest of the bundle that this one descends from.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle: ONNX graph, weights, manifest, figures, checksums; parity with torch is checked first.
+
+    Example: `e2e-perception export runs/tiny --out resource/bundles/tiny --data clips`
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("exporting needs torch, which is not installed; `pip install .[training]`")
+    if data is not None and evaluation is not None:
+        raise ConfigError("--data measures figures and --evaluation brings them; give one of the two")
+
+    from e2e_perception.cli.inputs import resolve_rig
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.export import export_bundle
+    from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
+
+    trained_rig = resolve_rig(rig)
+    checkpoint = load_checkpoint(run)
+    model = model_from_checkpoint(checkpoint)
+    figures = _read_figures(evaluation) if evaluation else _measure(model, data, max_clips) if data else {}
+    provenance = {
+        "dataset_digests": [checkpoint.facts["dataset_digest"]],
+        "steps": checkpoint.step,
+        "seed": checkpoint.facts["training"]["seed"],
+        "git_commit": _git_commit(),
+        "parent": parent,
+    }
+    log("exporting and comparing with torch over a rollout")
+    parity = export_bundle(
+        model, out, name=name or out.resolve().name, rig=trained_rig, evaluation=figures, provenance=provenance
+    )
+    bundle = load_bundle(out)
+    worst = max(parity, key=lambda key: parity[key])
+    if as_json:
+        emit_json(
+            {
+                "path": str(out),
+                "name": bundle.name,
+                "digest": bundle.digest,
+                "parity": {"worst": worst, "difference": parity[worst]},
+                "evaluation": figures,
+            }
+        )
+        return
+    size = sum(p.stat().st_size for p in out.iterdir())
+    rows = [
+        ("bundle", f"{out}"),
+        ("digest", bundle.digest),
+        ("size", f"{size / 1e6:.2f} MB"),
+        ("largest difference from torch", f"{parity[worst]:.1e} ({worst})"),
+    ]
+    print_table("Exported", ("what", "value"), rows, wide=True)
+
+
+def _measure(model: Any, data: Path, max_clips: int | None) -> dict[str, float]:
+    from e2e_perception.data.clip_store import ClipStore
+    from e2e_perception.training.evaluate import CONTROLS, evaluate_open_loop
+
+    store = ClipStore(data)
+    figures: dict[str, float] = {}
+    for control in CONTROLS:
+        with progress_bar(f"measuring, {control.replace('_', ' ')}", None) as progress:
+            part = evaluate_open_loop(
+                model, store, control=control, max_clips=max_clips, progress=lambda done, total: progress(done)
+            )
+        prefix = "" if control == "full" else f"{control}/"
+        figures.update({prefix + key: value for key, value in part.items()})
+    return figures
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(figures, dict):
+        raise ConfigError(f"{path} holds a {type(figures).__name__}, expected an object of figures")
+    return figures
+
+
+def _git_commit() -> str:
+    """The commit of the source tree; `unknown` outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (subprocess.SubprocessError, OSError):
+        return "unknown"
+    return answer.stdout.strip()

@@ -1,0 +1,76 @@
+"""Entry point: the list of commands, and what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import e2e_perception
+from e2e_perception.cli import bundle, demo, doctor, export, replay, run, simulate, train
+from e2e_perception.cli.console import emit_json, log
+from e2e_perception.core.errors import E2EPerceptionError
+
+USER_ERROR = 2
+
+app = typer.Typer(
+    name="e2e-perception",
+    help="Detection, tracking, prediction and planning with one jointly trained network.",
+    epilog="Start with `e2e-perception doctor`, then `e2e-perception demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(e2e_perception.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _module in (doctor, demo, replay, run, simulate, train, export):
+    _name = _module.__name__.rpartition(".")[2]
+    app.command(_name)(getattr(_module, _name))
+app.add_typer(bundle.app, name="bundle")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Without the program's name; None takes `sys.argv`.
+    Returns:
+        Exit code: 2 with one sentence on stderr for anything that the user can mend, 130 when interrupted;
+        a traceback is our own bug.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=given, prog_name="e2e-perception")
+    except E2EPerceptionError as error:
+        log(f"error: {error}")
+        if "--json" in given:
+            emit_json({"error": str(error)})
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`); Python must not complain again while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -1,0 +1,89 @@
+"""Playing a recording through the stack without ROS: the order of events decides, not the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from e2e_perception.core.ego_motion import EgoState
+from e2e_perception.core.results import FrameResult
+from e2e_perception.core.rig import Rig
+from e2e_perception.core.samples import SensorMessage
+from e2e_perception.core.trajectories import Route
+from e2e_perception.runtime.pipeline import Pipeline
+
+# How often the node asks whether the stack has fallen silent.
+IDLE_CHECK_NS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that reached the robot.
+
+    Attributes:
+        arrival_ns: When [ns], the log time of the recording.
+        content: A sensor's message, odometry, a route, or the rig with new calibration.
+    """
+
+    arrival_ns: int
+    content: SensorMessage | EgoState | Route | Rig
+
+
+def play(pipeline: Pipeline, events: Iterable[Event], each: Callable[[FrameResult, bool], None]) -> None:
+    """Feed events as if they arrived now, with an engine that takes no time.
+
+    Between two events every deadline is kept at its own instant, so the result does not depend on when this
+    code happens to look.
+
+    Args:
+        pipeline: Fresh.
+        events: In the order of their arrival.
+        each: Called with every result, and whether a frame stands behind it (otherwise the stack reports
+            silence).
+    """
+    now_ns: int | None = None
+    for event in events:
+        if now_ns is not None:
+            _advance(pipeline, now_ns, event.arrival_ns, each)
+        now_ns = event.arrival_ns
+        content = event.content
+        if isinstance(content, SensorMessage):
+            pipeline.push(content)
+        elif isinstance(content, EgoState):
+            pipeline.push_odometry(content)
+        elif isinstance(content, Rig):
+            pipeline.set_rig(content)
+        else:
+            pipeline.set_route(content)
+        for result in pipeline.poll(now_ns):
+            each(result, True)
+    # What still waits gets its time; looking further would only find that the recording is over.
+    if now_ns is not None:
+        wait_ns = round(pipeline.config.sync.max_wait_ms * 1e6)
+        _advance(pipeline, now_ns, now_ns + wait_ns + 1, each)
+
+
+def _advance(
+    pipeline: Pipeline, from_ns: int, to_ns: int, each: Callable[[FrameResult, bool], None]
+) -> None:
+    """Keep every deadline, and look for silence, between two events."""
+    now_ns = from_ns
+    idle_ns = from_ns + IDLE_CHECK_NS
+    kept_ns: int | None = None
+    while True:
+        deadline_ns = pipeline.next_deadline_ns()
+        # A deadline that stands after it was kept has nothing more to give now.
+        due_ns = to_ns if deadline_ns is None or deadline_ns == kept_ns else max(now_ns, deadline_ns)
+        if min(due_ns, idle_ns) >= to_ns:
+            return
+        if idle_ns <= due_ns:
+            now_ns = idle_ns
+            idle_ns += IDLE_CHECK_NS
+            silent = pipeline.idle(now_ns)
+            if silent is not None:
+                each(silent, False)
+            continue
+        now_ns = due_ns
+        kept_ns = deadline_ns
+        for result in pipeline.poll(now_ns):
+            each(result, True)

@@ -1,0 +1,1 @@
+"""The robot side without ROS: frame assembly, preprocessing, tracking, planning, safety."""

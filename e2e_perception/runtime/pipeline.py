@@ -1,0 +1,383 @@
+"""One frame from messages to plan; the diagram of docs/architecture.md as code.
+
+    messages -> FrameAssembler -> Preprocessor -> Perception -> SafetySupervisor -> results
+                                                  = Engine.infer -> TrackManager -> PlanSelector
+
+It knows neither ROS nor the clock: time is an argument. Given the same messages and times, tracks and plans
+are the same to the last bit; how long a stage took is reported and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from e2e_perception.core.config import StackConfig, parameter_specs
+from e2e_perception.core.ego_motion import EgoMotionBuffer, EgoMotionLimits, EgoState
+from e2e_perception.core.errors import ConfigError, InputError
+from e2e_perception.core.frames import SE2
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.results import FrameResult, Health, SafetyState
+from e2e_perception.core.rig import Rig
+from e2e_perception.core.samples import AssembledFrame, SensorMessage
+from e2e_perception.core.trajectories import Plan, Route, RouteInput
+from e2e_perception.deploy.engines import InferenceEngine
+from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
+from e2e_perception.runtime.decode import ConvertImage
+from e2e_perception.runtime.perception import Perceived, Perception, Place, motion_since
+from e2e_perception.runtime.plan_checks import EgoFootprint, PlanVerdict
+from e2e_perception.runtime.plan_motion import carried_on
+from e2e_perception.runtime.preprocess import PreparedFrame, Preprocessor
+from e2e_perception.runtime.stack_health import STAGES, StackHealth, aged
+from e2e_perception.runtime.supervisor import FrameFacts, SafetySupervisor
+
+IDLE_PERIOD_NS = 500_000_000  # between results while no frame comes
+RATE_SLACK_NS = 2_000_000  # a frame this much early for the rate limit still passes
+
+
+class Pipeline:
+    """The robot side of the stack.
+
+    Attributes:
+        last_prepared: The newest frame's inputs and points, for reports and displays; None before the first.
+        on_prepared: Called with the frame and its inputs before the engine runs, if set.
+        ego: Odometry so far.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        rig: Rig,
+        engine: InferenceEngine,
+        config: StackConfig,
+        bundle_name: str,
+        convert_image: ConvertImage | None = None,
+        *,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        on_prepared: Callable[[AssembledFrame, PreparedFrame], None] | None = None,
+    ) -> None:
+        """Put the stages together.
+
+        Args:
+            network: Sizes and slots of the bundle's network.
+            rig: The robot's sensors.
+            engine: Runs the bundle; stays the caller's to close.
+            config: All tunables.
+            bundle_name: Name and digest for the health report.
+            convert_image: From a ROS image message to RGB; the nodes pass cv_bridge's.
+            clock_ns: For stage timings only.
+            on_prepared: See the class.
+        Raises:
+            RigError: If the rig has a sensor that the network does not know.
+            ConfigError: If the configured anchors are not in the rig.
+            ContractError: If the engine was made for another network.
+        """
+        self.network = network
+        self.config = config
+        self.on_prepared = on_prepared
+        self.last_prepared: PreparedFrame | None = None
+        limits = config.ego_motion
+        self.ego = EgoMotionBuffer(
+            EgoMotionLimits(
+                max_gap_ns=_ns(limits.max_gap_ms),
+                max_extrapolation_ns=_ns(limits.max_extrapolation_ms),
+                max_speed=limits.max_speed,
+            )
+        )
+        self.assembler = FrameAssembler(
+            [SensorSync(s.name, _ns(s.offset_ms), _ns(s.tolerance_ms)) for s in rig.sensors],
+            anchors=config.sync.anchors or [s.name for s in (*rig.lidars, *rig.cameras)],
+            max_wait_ns=_ns(config.sync.max_wait_ms),
+            anchor_timeout_ns=_ns(config.sync.anchor_timeout_ms),
+            queue_size=config.sync.queue_size,
+        )
+        self.perception = Perception(network, engine, config)
+        self.supervisor = SafetySupervisor(config.supervisor)
+        self._convert_image = convert_image
+        self._clock_ns = clock_ns
+        self._health = StackHealth(str(engine.info), bundle_name)
+        self._route: Route | None = None
+        self._num_jumps = self._num_rejected = 0
+        self.set_rig(rig)
+        self._forget()
+
+    # --- in -------------------------------------------------------------------------------------------------
+
+    def push(self, message: SensorMessage) -> None:
+        """Take in one sensor message; `InputError` if the rig has no such sensor."""
+        self.assembler.push(message)
+
+    def push_odometry(self, state: EgoState) -> bool:
+        """Take in odometry.
+
+        Returns:
+            False if it was not finite (then it is dropped and counted) or broke continuity.
+        """
+        try:
+            return self.ego.add(state)
+        except InputError:
+            self._health.drops["odometry_non_finite"] += 1
+            return False
+
+    def set_route(self, route: Route | None) -> None:
+        """Follow a route, given in the odometry frame, from the next frame on; None: no route."""
+        self._route = route
+
+    def set_rig(self, rig: Rig) -> None:
+        """Take a calibration of the same sensors, from CameraInfo or TF for example.
+
+        Raises:
+            ConfigError: If the sensors are others than at the start.
+        """
+        names, expected = [s.name for s in rig.sensors], list(self.assembler.counts())
+        if names != expected:
+            raise ConfigError(f"rig has sensors {', '.join(names)}; expected {', '.join(expected)} as before")
+        self.rig = rig
+        self._anchor_capable = frozenset(s.name for s in (*rig.cameras, *rig.lidars))
+        self._footprint = EgoFootprint(rig.ego_length, rig.ego_width, rig.ego_center_x)
+        self._preprocessor = Preprocessor(self.network, rig, self.config.preprocess, self._convert_image)
+
+    def update(self, config: StackConfig) -> None:
+        """Take new values of the live parameters; they hold from the next frame on.
+
+        Raises:
+            ConfigError: If a read-only parameter differs; nothing is changed then.
+        """
+        before, after = self.config.model_dump(), config.model_dump()
+        fixed = []
+        for spec in parameter_specs():
+            section, _, leaf = spec.name.partition(".")
+            if spec.read_only and before[section][leaf] != after[section][leaf]:
+                fixed.append(f"{spec.name} ({before[section][leaf]!r} to {after[section][leaf]!r})")
+        if fixed:
+            raise ConfigError(f"cannot change while running: {', '.join(fixed)}; restart with the new value")
+        self.assembler.update(
+            max_wait_ns=_ns(config.sync.max_wait_ms), anchor_timeout_ns=_ns(config.sync.anchor_timeout_ms)
+        )
+        self.config = config
+        self._preprocessor.config = config.preprocess
+        self.perception.update(config)
+        self.supervisor.update(config.supervisor)
+
+    def reset(self) -> None:
+        """Forget everything but counts, calibration and route; identities start from 0."""
+        self.assembler.reset()
+        self.ego.clear()
+        self._forget()
+        self.perception.tracker.reset()
+        self.supervisor.reset()
+
+    # --- out ------------------------------------------------------------------------------------------------
+
+    def next_deadline_ns(self) -> int | None:
+        """When `poll` has something to do even if no message arrives [ns]; None: nothing waits."""
+        return self.assembler.next_deadline_ns()
+
+    def poll(self, now_ns: int) -> list[FrameResult]:
+        """Run every frame that is due.
+
+        Args:
+            now_ns: Present time on the clock of the stamps [ns].
+        Returns:
+            One result per frame, in the order of their stamps.
+        """
+        frames = self.assembler.poll(now_ns)
+        if self.assembler.epoch != self._epoch:
+            self._forget()
+        return [self._process(frame, now_ns) for frame in frames if self._is_wanted(frame, now_ns)]
+
+    def idle(self, now_ns: int) -> FrameResult | None:
+        """Call it regularly: what to publish while no frame comes.
+
+        Args:
+            now_ns: Present time [ns].
+        Returns:
+            None while all is well; once no frame has come for `supervisor.silence_ms`, a stop with the state
+            of the stack, again every half second.
+        """
+        if self._last_frame_now_ns is None or now_ns < self._last_frame_now_ns:
+            self._last_frame_now_ns = now_ns  # the beginning, or a clock set back
+            self._last_idle_ns = None
+        if now_ns - self._last_frame_now_ns <= _ns(self.config.supervisor.silence_ms):
+            return None
+        if self._last_idle_ns is not None and 0 <= now_ns - self._last_idle_ns < IDLE_PERIOD_NS:
+            return None
+        self._last_idle_ns = now_ns
+        ego = self.ego.at(now_ns)
+        self.supervisor.silence(now_ns, None if ego is None else ego.speed)
+        place = Place.of(now_ns, ego, self.ego)
+        plan = self._stop(now_ns, place, ego)
+        self._publish(plan, place)
+        return FrameResult(now_ns, None, plan, None, self.health(now_ns))
+
+    def health(self, now_ns: int) -> Health:
+        """State of the stack now."""
+        sensors = self._health.sensors(self.assembler.reports(), self._unusable)
+        if self._last_stamp_ns is not None:
+            later_ms = (now_ns - self._last_stamp_ns) * 1e-6
+            sensors = aged(sensors, later_ms, self.config.supervisor.silence_ms)
+        return self._health.report(
+            self.supervisor.state, self.supervisor.reasons, sensors, self.assembler.drops()
+        )
+
+    # --- one frame ------------------------------------------------------------------------------------------
+
+    def _is_wanted(self, frame: AssembledFrame, now_ns: int) -> bool:
+        if now_ns - frame.stamp_ns > _ns(self.config.supervisor.silence_ms):
+            self._health.drops["too_old"] += 1
+            return False
+        rate = self.config.node.max_rate_hz
+        if rate > 0.0:
+            period = round(1e9 / rate)
+            if self._due_ns is not None and frame.stamp_ns < self._due_ns - RATE_SLACK_NS:
+                self._health.drops["rate_limit"] += 1
+                return False
+            # Relative to when it was due, so that the rate holds on average; a late frame earns no burst.
+            due = frame.stamp_ns if self._due_ns is None else max(self._due_ns, frame.stamp_ns - period)
+            self._due_ns = due + period
+        return True
+
+    def _process(self, frame: AssembledFrame, now_ns: int) -> FrameResult:
+        marks = [self._clock_ns()]
+        prepared = self._prepare(frame)
+        marks.append(self._clock_ns())
+        place = Place.of(prepared.stamp_ns, prepared.ego_state, self.ego)
+        perceived = self.perception.step(prepared, place, lambda: marks.append(self._clock_ns()))
+        marks += [marks[-1]] * (5 - len(marks))  # a bad frame does not reach every stage
+        result = self._supervise(prepared, place, perceived, now_ns)
+        marks.append(self._clock_ns())
+        wait_ns = frame.emitted_ns - frame.messages[frame.anchor].arrival_ns
+        durations_ns = [wait_ns, *np.diff(marks).tolist()]
+        self._health.stage_ms = {name: ns * 1e-6 for name, ns in zip(STAGES, durations_ns, strict=True)}
+        return replace(result, health=replace(result.health, stage_ms=self._health.stage_ms))
+
+    def _prepare(self, frame: AssembledFrame) -> PreparedFrame:
+        """Messages to tensors; everything but the memory."""
+        planning = self.config.planning
+        prepared = self._preprocessor.prepare(
+            frame,
+            self.ego,
+            self._route,
+            planning.speed_limit,
+            assume_straight_route=planning.assume_straight_route,
+        )
+        self._health.count_unusable(frame, prepared)
+        self.last_prepared = prepared
+        if self.on_prepared is not None:
+            self.on_prepared(frame, prepared)
+        return prepared
+
+    def _supervise(
+        self, prepared: PreparedFrame, place: Place | None, perceived: Perceived, now_ns: int
+    ) -> FrameResult:
+        """The plan that leaves: the selected one, the published one carried on, or a stop."""
+        stamp_ns, ego, plan = prepared.stamp_ns, prepared.ego_state, perceived.plan
+        verdict = None
+        if plan is not None:
+            speed = float(plan.speeds_P[0]) if ego is None else ego.speed
+            verdict = self.supervisor.check_plan(plan, perceived.tracks, speed, self._footprint)
+        if perceived.cause:
+            self._health.drops[perceived.cause] += 1
+        self._unusable, self._last_stamp_ns = prepared.reasons, stamp_ns
+        sensors = self._health.sensors(self.assembler.reports(), prepared.reasons)
+        warnings, notes = self._warnings(prepared)
+        state, _ = self.supervisor.step(
+            FrameFacts(
+                stamp_ns=stamp_ns,
+                now_ns=now_ns,
+                sensors=sensors,
+                anchor_capable=self._anchor_capable,
+                speed=None if ego is None else ego.speed,
+                outputs_problem=perceived.problem,
+                verdict=verdict,
+                warnings=warnings,
+                notes=notes,
+            )
+        )
+        if state >= SafetyState.MINIMAL_RISK or (verdict is not None and not verdict.accepted):
+            plan = self._stop(stamp_ns, place, ego, route=prepared.route, plan=plan, verdict=verdict)
+        elif perceived.problem:
+            plan = self._continued(stamp_ns, place)
+            if plan is not None:
+                self.supervisor.note("previous plan continued")
+            else:
+                plan = self._stop(stamp_ns, place, ego, route=prepared.route)
+        self._publish(plan, place)
+        self._health.frames += 1
+        self._last_frame_now_ns, self._last_idle_ns = now_ns, None
+        health = self._health.report(state, self.supervisor.reasons, sensors, self.assembler.drops())
+        return FrameResult(stamp_ns, perceived.tracks, plan, perceived.candidates, health)
+
+    def _warnings(self, prepared: PreparedFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of route, and of odometry since the last frame: reasons not to be nominal, and mere notes."""
+        warnings, notes = [], []
+        if self.ego.num_jumps > self._num_jumps:
+            warnings.append("odometry jumped; memory was reset")
+        rejected = self._health.drops["odometry_non_finite"]
+        if rejected > self._num_rejected:
+            warnings.append(f"odometry not finite, {rejected - self._num_rejected} samples dropped")
+        self._num_jumps, self._num_rejected = self.ego.num_jumps, rejected
+        if prepared.route is None:
+            warnings.append("no route, and none may be assumed: no plan")
+        elif prepared.route.assumed:
+            notes.append("no route: straight ahead assumed")
+        return tuple(warnings), tuple(notes)
+
+    # --- plans in place of the network's --------------------------------------------------------------------
+
+    def _stop(
+        self,
+        stamp_ns: int,
+        place: Place | None,
+        ego: EgoState | None,
+        *,
+        route: RouteInput | None = None,
+        plan: Plan | None = None,
+        verdict: PlanVerdict | None = None,
+    ) -> Plan:
+        """A stop along this frame's plan if that may be followed, else the published one, else the route."""
+        base_from_plan: SE2 | None = SE2(0.0, 0.0, 0.0)
+        if plan is None or verdict is None or not verdict.path_usable:
+            plan = self._published
+            base_from_plan = motion_since(self._published_at, place)
+        return self.supervisor.stop_plan(
+            stamp_ns,
+            times_P=self.network.times_T,
+            speed=None if ego is None else ego.speed,
+            plan=plan,
+            base_from_plan=base_from_plan,
+            route=route,
+            deceleration=verdict.deceleration if verdict is not None and not verdict.accepted else None,
+        )
+
+    def _continued(self, stamp_ns: int, place: Place | None) -> Plan | None:
+        """The published plan as seen from here, if it is known where here is."""
+        base_from_plan = motion_since(self._published_at, place)
+        if self._published is None or base_from_plan is None:
+            return None
+        return carried_on(self._published, stamp_ns, base_from_plan)
+
+    def _publish(self, plan: Plan | None, place: Place | None) -> None:
+        self._published, self._published_at = plan, place
+        if plan is not None:
+            assert plan.is_finite
+            self._health.plans += 1
+
+    def _forget(self) -> None:
+        """Start a new timeline; identities go on."""
+        self._epoch: int = self.assembler.epoch
+        self._published: Plan | None = None
+        self._published_at: Place | None = None
+        self._due_ns: int | None = None
+        self._last_stamp_ns: int | None = None
+        self._last_frame_now_ns: int | None = None
+        self._last_idle_ns: int | None = None
+        self._unusable: dict[str, str] = {}
+        self.perception.forget()
+
+
+def _ns(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)
