@@ -10,6 +10,7 @@ BAG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 TRAIN_ARGS ?= --out resource/bundles/tiny
+PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist loadfile -o timeout_method=thread
 ROS_TESTS := $(wildcard test/nodes test/launch)
 
 # Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.
@@ -31,16 +32,18 @@ demo: setup ## simulate (or take BAG=path), run the stack on it, leave OUT=demo_
 	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(BAG),--bag "$(BAG)")
 
 # Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
+# The first ends a worker that hangs (hypothesis would swallow an exception and hang again), shows where it was and
+# starts another; the second has one process, which has to survive.
 # Exit code 5 is pytest's "nothing was collected to run", which is fine where every module of a pass was skipped.
 test: setup ## every test that this machine can run, and why the others were not
 	@$(IN_WORKSPACE) status=0; \
-	OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile test $(addprefix --ignore=,$(ROS_TESTS)) \
+	OMP_NUM_THREADS=1 $(PYTEST_PARALLEL) test $(addprefix --ignore=,$(ROS_TESTS)) \
 	  $(PYTEST_ARGS) || status=$$?; \
 	[ -z "$(ROS_TESTS)" ] || pytest -q $(ROS_TESTS) $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	exit $$status
 
 test-fast: setup ## the same without slow tests and without ROS nodes
-	@$(IN_WORKSPACE) OMP_NUM_THREADS=1 pytest -q -n $(JOBS) --dist loadfile -m "not slow" test \
+	@$(IN_WORKSPACE) OMP_NUM_THREADS=1 $(PYTEST_PARALLEL) -m "not slow" test \
 	  $(addprefix --ignore=,$(ROS_TESTS)) $(PYTEST_ARGS)
 
 lint: venv ## ruff and mypy

@@ -1,7 +1,8 @@
 """Frame assembly on a synthetic stream of 6 cameras, a lidar and 5 radars at 10 to 13 Hz.
 
 Prints how many anchor periods yielded a frame, how full and how late those frames were, and the time per
-message (push and poll). Where `message_filters` is installed its approximate-time policy gets the same stream.
+message (push and poll). Where `message_filters` is installed its approximate-time policy gets the same
+stream.
 
     python benchmarks/bench_assembler.py [--seconds 5] [--seed 0] [--json]
 """

@@ -17,8 +17,6 @@ from e2e_perception.core.results import FrameResult
 
 DECIMALS = 4  # tenths of a millimetre: far below noise, far above float32's last bits at these distances
 PERCENTILES = (50, 95, 99)
-# Causes that say "this frame needed no more of that sensor"; the rest are losses.
-BENIGN_DROPS = frozenset({"unmatched"})
 
 
 def tracks_line(result: FrameResult) -> str:
@@ -102,10 +100,15 @@ def summarize(
         "plans": sum(result.plan is not None and result.plan.is_finite for result in results),
         "tracks": len(identities),
         "drops": {cause: int(count) for cause, count in sorted(drops.items()) if count},
-        "latency_ms": latency_percentiles([result.health.stage_ms for result in results]),
+        "latency_ms": latency_percentiles([_with_total(result.health.stage_ms) for result in results]),
         "cpu_share": None if cpu_share is None else round(cpu_share, 3),
         "peak_memory_mb": None if peak_memory_mb is None else round(peak_memory_mb, 1),
     }
+
+
+def _with_total(stage_ms: Mapping[str, float]) -> dict[str, float]:
+    """The stages follow each other, so a frame took as long as all of them together."""
+    return {**stage_ms, "total": sum(stage_ms.values())}
 
 
 def latency_percentiles(frames: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from e2e_perception.core.frames import SE2
 class BevGrid(BaseModel):
     """Extent and resolution of a bird's-eye-view grid in the base frame."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     x_min: float = Field(-24.0, description="Rear edge [m].")
     x_max: float = Field(72.0, description="Front edge [m].")

@@ -22,7 +22,7 @@ ParameterValue = bool | int | float | str | list[str]
 
 class _Section(BaseModel):
     # Ints are welcome where floats are meant (YAML's `1`), strings never are.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _field(
@@ -316,7 +316,7 @@ def config_from_parameters(
             raise ConfigError(
                 f"unknown parameter {name!r}; `docs/parameters.md` lists all of them"
             )
-        document[section][leaf] = value
+        document[section][leaf] = list(value) if isinstance(value, tuple) else value
     return _validated(document, "parameters")
 
 

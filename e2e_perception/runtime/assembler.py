@@ -27,7 +27,7 @@ waiting is forgotten, `epoch` rises, and output goes on along the new timeline. 
 dropped.
 
 Time is an argument. What is in which frame depends on the order and the times of arrival alone, not on how
-often `poll` is called.
+often `poll` is called; only a restart of the clock forgets a frame that was due but not collected.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ class _WaitingFrame:
 class FrameAssembler:
     """Groups messages into frames; see the module's docstring for the rules.
 
-    Memory is bounded: at most `queue_size` messages per sensor, waiting frames, and frames not collected. A
-    full message queue drops its oldest; too many waiting frames let the oldest go early.
+    Memory is bounded: at most `queue_size` messages per sensor and waiting frames, and twice as many frames
+    not collected. Full queues drop their oldest; too many waiting frames let the oldest go early.
 
     Attributes:
         epoch: Rises whenever the timeline restarts; frames are in order of stamps within one epoch. Callers
@@ -368,9 +368,10 @@ class FrameAssembler:
         """Let everything happen that was due up to now, in the order in which it was due."""
         if self._now_ns is not None and now_ns < self._now_ns:
             if self._now_ns - now_ns <= ARRIVAL_JUMP_NS:
-                return
-            self.num_clock_resets += 1
-            self._forget("clock_reset")
+                now_ns = self._now_ns
+            else:
+                self.num_clock_resets += 1
+                self._forget("clock_reset")
         self._now_ns = now_ns
         while True:
             deadline = self._waiting[0].deadline_ns if self._waiting else _FOREVER
@@ -633,7 +634,7 @@ class FrameAssembler:
         self._last_ref_ns = ref
         self._last_stamp_ns = anchor_entry.message.stamp_ns
         self._last_anchor = anchor
-        if len(self._ready) == self._queue_size:
+        if len(self._ready) == 2 * self._queue_size:  # more than one `push` can release
             for entry in self._ready.popleft()[1]:
                 self._take_back(entry, "overflow")
         assembled = AssembledFrame(

@@ -172,13 +172,9 @@ def _decode_raw(message: Any, convert: ConvertImage | None) -> Rgb:
             encoding in ("yuv422", "uyvy", "yuv422_yuy2", "yuyv") and message.width % 2
         ):
             raise InputError(f"{encoding} image of {message.width}x{message.height} has a broken last block")
-        # Padding stays where it is: rows of a strided array.
-        pixels: NDArray[Any] = np.ndarray(
-            (rows.shape[0], rows.shape[1] // (sample_bytes * channels), channels),
-            np.dtype(f"{'>' if message.is_bigendian else '<'}u{sample_bytes}"),
-            buffer=rows,
-            strides=(rows.strides[0], sample_bytes * channels, sample_bytes),
-        )
+        # Views only: padding stays where it is, between the rows of a strided array.
+        samples: NDArray[Any] = rows.view(f"{'>' if message.is_bigendian else '<'}u{sample_bytes}")
+        pixels = samples.reshape(len(rows), -1, channels)
         if sample_bytes == 2:  # full scale to full scale, as cv_bridge does
             pixels = cv2.convertScaleAbs(pixels.astype(np.uint16), alpha=1.0 / 257.0).reshape(pixels.shape)
         if to_rgb is None:

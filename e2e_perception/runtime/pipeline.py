@@ -10,8 +10,8 @@ are the same to the last bit; how long a stage took is reported and decides noth
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,29 @@ from e2e_perception.runtime.supervisor import FrameFacts, SafetySupervisor
 
 IDLE_PERIOD_NS = 500_000_000  # between results while no frame comes
 RATE_SLACK_NS = 2_000_000  # a frame this much early for the rate limit still passes
+
+
+@dataclass
+class _Timeline:
+    """What is forgotten when the clock or the recording starts anew.
+
+    Attributes:
+        epoch: Of the assembler.
+        published, published_at: The last plan that left, and where the robot was then.
+        unusable, last_stamp_ns: Of the last frame, see `PreparedFrame.reasons`.
+        last_frame_now_ns: When the last frame was processed, at first when the waiting began.
+        last_idle_ns: When `idle` last gave a result, since the last frame.
+        due_ns: When the rate limit lets the next frame pass.
+    """
+
+    epoch: int
+    published: Plan | None = None
+    published_at: Place | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    last_stamp_ns: int | None = None
+    last_frame_now_ns: int | None = None
+    last_idle_ns: int | None = None
+    due_ns: int | None = None
 
 
 class Pipeline:
@@ -185,7 +208,7 @@ class Pipeline:
             One result per frame, in the order of their stamps.
         """
         frames = self.assembler.poll(now_ns)
-        if self.assembler.epoch != self._epoch:
+        if self.assembler.epoch != self._line.epoch:
             self._forget()
         return [self._process(frame, now_ns) for frame in frames if self._is_wanted(frame, now_ns)]
 
@@ -198,14 +221,14 @@ class Pipeline:
             None while all is well; once no frame has come for `supervisor.silence_ms`, a stop with the state
             of the stack, again every half second.
         """
-        if self._last_frame_now_ns is None or now_ns < self._last_frame_now_ns:
-            self._last_frame_now_ns = now_ns  # the beginning, or a clock set back
-            self._last_idle_ns = None
-        if now_ns - self._last_frame_now_ns <= _ns(self.config.supervisor.silence_ms):
+        if self._line.last_frame_now_ns is None or now_ns < self._line.last_frame_now_ns:
+            self._line.last_frame_now_ns = now_ns  # the beginning, or a clock set back
+            self._line.last_idle_ns = None
+        if now_ns - self._line.last_frame_now_ns <= _ns(self.config.supervisor.silence_ms):
             return None
-        if self._last_idle_ns is not None and 0 <= now_ns - self._last_idle_ns < IDLE_PERIOD_NS:
+        if self._line.last_idle_ns is not None and 0 <= now_ns - self._line.last_idle_ns < IDLE_PERIOD_NS:
             return None
-        self._last_idle_ns = now_ns
+        self._line.last_idle_ns = now_ns
         ego = self.ego.at(now_ns)
         self.supervisor.silence(now_ns, None if ego is None else ego.speed)
         place = Place.of(now_ns, ego, self.ego)
@@ -215,9 +238,9 @@ class Pipeline:
 
     def health(self, now_ns: int) -> Health:
         """State of the stack now."""
-        sensors = self._health.sensors(self.assembler.reports(), self._unusable)
-        if self._last_stamp_ns is not None:
-            later_ms = (now_ns - self._last_stamp_ns) * 1e-6
+        sensors = self._health.sensors(self.assembler.reports(), self._line.unusable)
+        if self._line.last_stamp_ns is not None:
+            later_ms = (now_ns - self._line.last_stamp_ns) * 1e-6
             sensors = aged(sensors, later_ms, self.config.supervisor.silence_ms)
         return self._health.report(
             self.supervisor.state, self.supervisor.reasons, sensors, self.assembler.drops()
@@ -232,12 +255,16 @@ class Pipeline:
         rate = self.config.node.max_rate_hz
         if rate > 0.0:
             period = round(1e9 / rate)
-            if self._due_ns is not None and frame.stamp_ns < self._due_ns - RATE_SLACK_NS:
+            if self._line.due_ns is not None and frame.stamp_ns < self._line.due_ns - RATE_SLACK_NS:
                 self._health.drops["rate_limit"] += 1
                 return False
             # Relative to when it was due, so that the rate holds on average; a late frame earns no burst.
-            due = frame.stamp_ns if self._due_ns is None else max(self._due_ns, frame.stamp_ns - period)
-            self._due_ns = due + period
+            due = (
+                frame.stamp_ns
+                if self._line.due_ns is None
+                else max(self._line.due_ns, frame.stamp_ns - period)
+            )
+            self._line.due_ns = due + period
         return True
 
     def _process(self, frame: AssembledFrame, now_ns: int) -> FrameResult:
@@ -281,7 +308,7 @@ class Pipeline:
             verdict = self.supervisor.check_plan(plan, perceived.tracks, speed, self._footprint)
         if perceived.cause:
             self._health.drops[perceived.cause] += 1
-        self._unusable, self._last_stamp_ns = prepared.reasons, stamp_ns
+        self._line.unusable, self._line.last_stamp_ns = prepared.reasons, stamp_ns
         sensors = self._health.sensors(self.assembler.reports(), prepared.reasons)
         warnings, notes = self._warnings(prepared)
         state, _ = self.supervisor.step(
@@ -307,7 +334,7 @@ class Pipeline:
                 plan = self._stop(stamp_ns, place, ego, route=prepared.route)
         self._publish(plan, place)
         self._health.frames += 1
-        self._last_frame_now_ns, self._last_idle_ns = now_ns, None
+        self._line.last_frame_now_ns, self._line.last_idle_ns = now_ns, None
         health = self._health.report(state, self.supervisor.reasons, sensors, self.assembler.drops())
         return FrameResult(stamp_ns, perceived.tracks, plan, perceived.candidates, health)
 
@@ -341,8 +368,8 @@ class Pipeline:
         """A stop along this frame's plan if that may be followed, else the published one, else the route."""
         base_from_plan: SE2 | None = SE2(0.0, 0.0, 0.0)
         if plan is None or verdict is None or not verdict.path_usable:
-            plan = self._published
-            base_from_plan = motion_since(self._published_at, place)
+            plan = self._line.published
+            base_from_plan = motion_since(self._line.published_at, place)
         return self.supervisor.stop_plan(
             stamp_ns,
             times_P=self.network.times_T,
@@ -355,27 +382,20 @@ class Pipeline:
 
     def _continued(self, stamp_ns: int, place: Place | None) -> Plan | None:
         """The published plan as seen from here, if it is known where here is."""
-        base_from_plan = motion_since(self._published_at, place)
-        if self._published is None or base_from_plan is None:
+        base_from_plan = motion_since(self._line.published_at, place)
+        if self._line.published is None or base_from_plan is None:
             return None
-        return carried_on(self._published, stamp_ns, base_from_plan)
+        return carried_on(self._line.published, stamp_ns, base_from_plan)
 
     def _publish(self, plan: Plan | None, place: Place | None) -> None:
-        self._published, self._published_at = plan, place
+        self._line.published, self._line.published_at = plan, place
         if plan is not None:
             assert plan.is_finite
             self._health.plans += 1
 
     def _forget(self) -> None:
         """Start a new timeline; identities go on."""
-        self._epoch: int = self.assembler.epoch
-        self._published: Plan | None = None
-        self._published_at: Place | None = None
-        self._due_ns: int | None = None
-        self._last_stamp_ns: int | None = None
-        self._last_frame_now_ns: int | None = None
-        self._last_idle_ns: int | None = None
-        self._unusable: dict[str, str] = {}
+        self._line = _Timeline(self.assembler.epoch)
         self.perception.forget()
 
 

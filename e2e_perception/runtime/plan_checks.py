@@ -60,8 +60,8 @@ def check_plan(
         footprint: The robot.
         config: Limits.
     Returns:
-        The verdict. A collision within `collision_horizon_s` rejects the plan if a stop avoids or delays it;
-        one that a stop would not help against (someone runs into the robot) is only reported.
+        The verdict. A collision within `collision_horizon_s` rejects the plan if a stop avoids, delays or
+        softens it; one that a stop would not help against (someone runs into the robot) is only reported.
     """
     gentle = min(config.stop_deceleration, config.max_deceleration)
     problems = _motion_problems(plan, config)
@@ -82,13 +82,16 @@ def check_plan(
         return _first_of(times, _overlaps_NT(points, yaws, times, tracks, footprint))
 
     gently, hardest = first_when_stopping(gentle), first_when_stopping(config.max_deceleration)
-    helped = [int(n) for n in soon if hardest[n] > first_N[n]]
+    # Braking for what lies ahead at least softens the blow, even where it gains less than an instant.
+    ahead_N = tracks.boxes.centers_N3[:, 0] > footprint.center_x
+    helps_N = (hardest > first_N) | (ahead_N & (hardest == first_N))
+    helped = soon[helps_N[soon]]
     reasons = tuple(
         f"plan meets {CLASSES[tracks.boxes.class_ids_N[n]]} {tracks.boxes.ids_N[n]} in {first_N[n]:.1f} s"
-        + ("" if int(n) in helped else ", a stop would not help")
+        + ("" if helps_N[n] else ", a stop would not help")
         for n in soon
     )
-    if not helped:
+    if len(helped) == 0:
         return PlanVerdict(True, reasons)
     enough = bool(np.isinf(gently[helped]).all())
     return PlanVerdict(False, reasons, gentle if enough else config.max_deceleration)
@@ -115,7 +118,7 @@ def _motion_problems(plan: Plan, config: SupervisorConfig) -> tuple[str, ...]:
 
 
 def _instants(horizon: float) -> Array:
-    return np.arange(0.0, horizon + 0.5 * CHECK_STEP_S, CHECK_STEP_S)
+    return np.asarray(np.arange(0.0, horizon + 0.5 * CHECK_STEP_S, CHECK_STEP_S), np.float64)
 
 
 def _first_overlaps(plan: Plan, tracks: Tracks, footprint: EgoFootprint) -> Array:
@@ -127,8 +130,10 @@ def _first_overlaps(plan: Plan, tracks: Tracks, footprint: EgoFootprint) -> Arra
 
 def _first_of(times: Array, overlaps_NT: NDArray[np.bool_]) -> Array:
     """Time of the first overlap per track (N,) [s]; infinite if there is none."""
-    first = times[overlaps_NT.argmax(1)] if overlaps_NT.shape[0] else np.zeros(0)
-    return np.asarray(np.where(overlaps_NT.any(1), first, np.inf), np.float64)
+    first: Array = np.full(len(overlaps_NT), np.inf)
+    meets_N = overlaps_NT.any(axis=1)
+    first[meets_N] = times[overlaps_NT[meets_N].argmax(axis=1)]
+    return first
 
 
 def _overlaps_NT(

@@ -60,11 +60,7 @@ class ImageCrop:
 
     @staticmethod
     def of(camera: Camera, network: NetworkConfig) -> ImageCrop:
-        """The crop of a camera for a network.
-
-        Raises:
-            RigError: If the camera's picture is smaller than one network pixel per row or column.
-        """
+        """The crop of a camera for a network."""
         scale = max(network.image_width / camera.width, network.image_height / camera.height)
         reduction = next((r for r in (8, 4, 2) if r * scale <= 1.0), 1)
 

@@ -60,7 +60,8 @@ def lidar_raster(
     cell *= inside  # cell 0 is a spare one
     top = np.zeros(padded_cells, np.float32)
     top[cell] = -np.inf
-    np.maximum.at(top, cell, z)
+    with np.errstate(invalid="ignore"):  # a NaN goes to the spare cell
+        np.maximum.at(top, cell, z)
     intensity = np.bincount(cell, intensity_N, padded_cells)
 
     raster = np.empty((len(LIDAR_CHANNELS), num_y, num_x), np.float32)

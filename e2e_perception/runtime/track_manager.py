@@ -281,7 +281,7 @@ class TrackManager:
                 for i, name in enumerate(BOX_FIELDS)
             }
             u = len(unseen_n)
-            replaced = _same_place(both, np.arange(u), np.arange(u, u + len(born_q))).any(axis=1)
+            replaced = np.asarray(_same_place(both, np.arange(u), np.arange(u, u + len(born_q))).any(axis=1))
         return unseen_n[confirmed & recent & ~replaced]
 
     def _measured(

@@ -1,8 +1,8 @@
 """What is remembered of N tracks, as parallel arrays, and how one measurement changes it.
 
 Position and velocity are blended by inverse variance (a Kalman filter without the covariance between the
-two). The variances are isotropic, so that turning the base frame changes nothing. The network's own memory has
-already smoothed what it reports; the filter mainly takes the jitter out of the velocity.
+two). The variances are isotropic, so that turning the base frame changes nothing. The network's own memory
+has already smoothed what it reports; the filter mainly takes the jitter out of the velocity.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def every(
 def deliver(
     assembler: FrameAssembler, messages: Iterable[SensorMessage], *, timer: bool = True
 ) -> list[AssembledFrame]:
-    """Push in the order of arrival, poll after each message and, as a node's timer would, at each deadline."""
+    """Push in the order of arrival; poll after each message and, as a node's timer would, when due."""
     frames = []
     for item in sorted(messages, key=lambda m: m.arrival_ns):
         while timer and (due := assembler.next_deadline_ns()) is not None and due < item.arrival_ns:
@@ -355,10 +355,10 @@ class TestDrops:
         for item in every("lidar", 100, 0, 1000):
             assembler.push(item)
         frames = assembler.poll(S)
-        assert stamps_ms(frames) == [600, 700, 800, 900]
-        assert [frame.sequence for frame in frames] == [6, 7, 8, 9]
+        assert stamps_ms(frames) == [200.0 + 100 * k for k in range(8)]
+        assert [frame.sequence for frame in frames] == list(range(2, 10))
         counts = assembler.counts()["lidar"]
-        assert (counts.used, counts.dropped["overflow"], counts.pending) == (4, 6, 0)
+        assert (counts.used, counts.dropped["overflow"], counts.pending) == (8, 2, 0)
 
     def test_too_many_waiting_frames_let_the_oldest_go_early(self) -> None:
         assembler = make_assembler(max_wait_ms=1000, anchor_timeout_ms=2000, queue_size=4)

@@ -1,0 +1,213 @@
+"""Clips on disk: one zarr v3 group per clip, one Parquet row per clip, nothing half-written in between.
+
+    dataset/
+      clips/<clip id>/      a zarr group, one chunk per array
+      index/<clip id>.json  its row, written last: a clip without a row does not exist
+      index.parquet         all rows, rebuilt by `finish`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BloscShuffle
+
+from e2e_perception.core.clips import ARRAY_FIELDS, Clip
+from e2e_perception.core.errors import InputError
+
+INDEX = "index.parquet"
+VALIDATION_SHARE = 0.1
+_CLIP_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("scenario", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("num_frames", pa.int64()),
+        ("first_stamp_ns", pa.int64()),
+        ("maps_valid", pa.bool_()),
+        ("digest", pa.string()),
+    ]
+)
+
+
+def clip_digest(clip: Clip) -> str:
+    """SHA-256 over every array's name, type, shape and bytes, and the provenance."""
+    digest = hashlib.sha256(f"{clip.source}\0{clip.scenario}\0{clip.maps_valid}".encode())
+    for name, value in sorted(clip.arrays().items()):
+        digest.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def split_of(scenario: str) -> str:
+    """`train` or `validation`, by scenario, never by frame: all clips of a scenario are on one side."""
+    number = int.from_bytes(hashlib.sha256(scenario.encode()).digest()[:8], "big")
+    return "validation" if number / 2**64 < VALIDATION_SHARE else "train"
+
+
+class ClipWriter:
+    """Appends clips to a dataset; several processes may write different clips at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "clips").mkdir(parents=True, exist_ok=True)
+        (path / "index").mkdir(exist_ok=True)
+
+    def has(self, clip_id: str) -> bool:
+        """Whether a clip is there, whole."""
+        return self._row_path(clip_id).is_file()
+
+    def write(self, clip_id: str, clip: Clip) -> bool:
+        """Write a clip; one that is there already is left alone.
+
+        Args:
+            clip_id: Letters, digits, `.`, `_`, `-`.
+            clip: The clip.
+        Returns:
+            False if it was there.
+        """
+        if self.has(clip_id):
+            return False
+        final = self.path / "clips" / clip_id
+        scratch = self.path / "clips" / f".{clip_id}.{os.getpid()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        group = zarr.open_group(scratch, mode="w", zarr_format=3)
+        codec = BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.shuffle)
+        for name, value in clip.arrays().items():
+            array = group.create_array(
+                name, shape=value.shape, dtype=value.dtype, chunks=value.shape, compressors=[codec]
+            )
+            array[...] = value
+        if final.exists():
+            shutil.rmtree(final)  # left by a writer that was killed before it wrote the row
+        scratch.rename(final)
+        row = {
+            "clip_id": clip_id,
+            "scenario": clip.scenario,
+            "source": clip.source,
+            "split": split_of(clip.scenario),
+            "num_frames": len(clip),
+            "first_stamp_ns": int(clip.stamps_ns_T[0]),
+            "maps_valid": clip.maps_valid,
+            "digest": clip_digest(clip),
+        }
+        scratch_row = self._row_path(clip_id).with_suffix(f".{os.getpid()}")
+        scratch_row.write_text(json.dumps(row), encoding="utf-8")
+        scratch_row.replace(self._row_path(clip_id))
+        return True
+
+    def finish(self) -> ClipStore:
+        """Rebuild `index.parquet` from all rows, and open the dataset."""
+        rows = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((self.path / "index").glob("*.json"))
+        ]
+        scratch = self.path / f".{INDEX}.{os.getpid()}"
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), scratch)
+        scratch.replace(self.path / INDEX)
+        return ClipStore(self.path)
+
+    def _row_path(self, clip_id: str) -> Path:
+        if not _CLIP_ID.match(clip_id):
+            raise InputError(f"clip id {clip_id!r}: expected letters, digits, '.', '_' and '-' alone")
+        return self.path / "index" / f"{clip_id}.json"
+
+
+class ClipStore:
+    """A dataset of clips, read at random.
+
+    Attributes:
+        path: Its directory.
+        digest: Of the index, which holds every clip's digest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a dataset.
+
+        Raises:
+            InputError: If there is no index or it cannot be read.
+        """
+        self.path = Path(path)
+        index = self.path / INDEX
+        if not index.is_file():
+            raise InputError(f"{self.path} is not a dataset of clips: it has no {INDEX}")
+        try:
+            rows = pq.read_table(index, schema=_SCHEMA).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{index} cannot be read: {error}") from error
+        self.rows: list[dict[str, Any]] = sorted(rows, key=lambda row: str(row["clip_id"]))
+        lines = "".join(f"{row['clip_id']} {row['digest']}\n" for row in self.rows)
+        self.digest = hashlib.sha256(lines.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """Indices of the clips of a split, `train` or `validation`."""
+        return np.array([i for i, row in enumerate(self.rows) if row["split"] == split], np.int64)
+
+    def read(self, index: int) -> Clip:
+        """Read one clip.
+
+        Raises:
+            InputError: If its arrays are missing or damaged.
+        """
+        row = self.rows[index]
+        path = self.path / "clips" / str(row["clip_id"])
+        try:
+            arrays = _read_arrays(path)
+            inputs = {
+                name.removeprefix("inputs/"): value
+                for name, value in arrays.items()
+                if name.startswith("inputs/")
+            }
+            return Clip(
+                inputs=inputs,
+                maps_valid=bool(row["maps_valid"]),
+                source=str(row["source"]),
+                scenario=str(row["scenario"]),
+                **{name: arrays[name] for name in ARRAY_FIELDS},  # type: ignore[arg-type]
+            )
+        except (KeyError, ValueError, OSError, RuntimeError) as error:
+            raise InputError(f"clip {path} is damaged: {error!r}; simulate or ingest it again") from error
+
+    def verify(self, indices: Iterable[int] | None = None) -> None:
+        """Compare clips with their digests.
+
+        Raises:
+            InputError: At the first clip that differs.
+        """
+        for index in range(len(self)) if indices is None else indices:
+            row = self.rows[index]
+            got = clip_digest(self.read(index))
+            if got != row["digest"]:
+                raise InputError(
+                    f"clip {row['clip_id']} was altered: digest {got[:12]}…, the index says "
+                    f"{str(row['digest'])[:12]}…"
+                )
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of a clip's group; nested groups are flattened with `/`."""
+    if not path.is_dir():
+        raise OSError(f"{path.name} is not there")
+    group = zarr.open_group(path, mode="r", zarr_format=3)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, member in group.members(max_depth=None):
+        if isinstance(member, zarr.Array):
+            arrays[name] = np.asarray(member[...])
+    return arrays

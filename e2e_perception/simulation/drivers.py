@@ -1,0 +1,398 @@
+"""Road users on highway-env's road: drivers that follow IDM and MOBIL, and people who walk or cycle.
+
+IDM: Treiber, Hennecke and Helbing, Phys. Rev. E 62 (2000). MOBIL: Kesting, Treiber and Helbing, TRR 1999
+(2007); it is highway-env's. Deviations from highway-env: gaps are between bumpers, so that trucks keep their
+distance; steering is pure pursuit (Coulter 1992), because the cascaded controller swerves at walking pace;
+whoever is in the way is found by width instead of by lane, so that a car parked half in the lane counts.
+Coordinates are highway-env's: y points right of x, angles grow clockwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from highway_env.road.road import LaneIndex, RoadNetwork
+from highway_env.road.road import Road as HighwayRoad
+from highway_env.vehicle.behavior import IDMVehicle
+from highway_env.vehicle.objects import Obstacle
+from numpy.typing import NDArray
+
+from e2e_perception.simulation.alignment import lane_coordinates
+
+SIDE_MARGIN = 0.3  # [m] kept free beside a passing vehicle
+LOOK_AHEAD_S = 1.0  # [s] for which the sideways motion of others is extrapolated
+MAX_BRAKING = 8.0  # [m/s^2]
+NO_ONE = (None, None)
+
+# Desired acceleration [m/s^2] at a time [s], or None to follow IDM alone.
+Script = Callable[[float], float | None]
+
+
+@dataclass
+class DriverStyle:
+    """Parameters of a driver.
+
+    Attributes:
+        acceleration: IDM's a [m/s^2].
+        braking: IDM's comfortable b [m/s^2].
+        time_gap: IDM's T [s].
+        standing_gap: IDM's s0, bumper to bumper [m].
+        max_jerk: Limit of the change of acceleration when braking [m/s^3]; a third of it otherwise.
+    """
+
+    acceleration: float = 1.6
+    braking: float = 2.2
+    time_gap: float = 1.4
+    standing_gap: float = 2.5
+    max_jerk: float = 25.0
+
+    @staticmethod
+    def random(rng: np.random.Generator) -> DriverStyle:
+        """Some other driver."""
+        return DriverStyle(
+            acceleration=rng.uniform(1.0, 2.5),
+            braking=rng.uniform(1.8, 3.0),
+            time_gap=rng.uniform(0.9, 1.8),
+            standing_gap=rng.uniform(1.5, 3.5),
+        )
+
+
+class Walker:
+    """Somebody on foot or on a bicycle beside the road, following a polyline once a condition is met."""
+
+    def __init__(
+        self,
+        path_P2: NDArray[np.float64],
+        speed: float,
+        size_LW: tuple[float, float],
+        *,
+        starts: Callable[[float], bool] | None = None,
+        stops_at: float = np.inf,
+    ) -> None:
+        """Stand at the start of the path.
+
+        Args:
+            path_P2: (P, 2) [m].
+            speed: [m/s]
+            size_LW: Length and width [m].
+            starts: Asked once per step with the time [s] until it says yes; None: walks from the beginning.
+            stops_at: Distance along the path at which the walker stops for good [m].
+        """
+        steps = np.linalg.norm(np.diff(path_P2, axis=0), axis=1)
+        self._distances = np.concatenate([[0.0], np.cumsum(steps)])
+        self._path = path_P2
+        self._along = 0.0
+        self._goal = min(float(self._distances[-1]), stops_at)
+        self._starts = starts
+        self.target_speed = speed
+        self.speed = speed if starts is None else 0.0
+        self.size_LW = size_LW
+        self.position = path_P2[0].copy()
+        first = path_P2[1] - path_P2[0]
+        self.heading = float(np.arctan2(first[1], first[0]))
+
+    def step(self, dt: float, time: float) -> None:
+        """Move on by `dt` seconds."""
+        if self._starts is not None:
+            if not self._starts(time):
+                return
+            self._starts = None
+        remaining = self._goal - self._along
+        wanted = self.target_speed if remaining > 0.3 else 0.0
+        self.speed += float(np.clip(wanted - self.speed, -3.0 * dt, 2.5 * dt))
+        self._along = min(self._along + self.speed * dt, float(self._distances[-1]))
+        i = min(int(np.searchsorted(self._distances, self._along, side="right")) - 1, len(self._path) - 2)
+        along = self._path[i + 1] - self._path[i]
+        self.position = self._path[i] + along * (self._along - self._distances[i]) / np.linalg.norm(along)
+        target = float(np.arctan2(along[1], along[0]))
+        turn = (target - self.heading + np.pi) % (2.0 * np.pi) - np.pi
+        self.heading += float(np.clip(turn, -3.0 * dt, 3.0 * dt))
+
+
+class TrafficRoad(HighwayRoad):
+    """highway-env's road, with lane coordinates of everybody computed once per step.
+
+    Attributes:
+        time: Since the start [s].
+        walkers: People who are not on lanes.
+        occluders: Rectangles (s_min, s_max, r_min, r_max) [m] in coordinates of the robot's lane that hide
+            walkers from a cautious driver.
+    """
+
+    def __init__(self, network: RoadNetwork, rng: np.random.Generator) -> None:
+        super().__init__(network, np_random=rng, neighbour_vehicles_connected_lanes=True)
+        self.time = 0.0
+        self.walkers: list[Walker] = []
+        self.occluders: list[tuple[float, float, float, float]] = []
+        self._lanes = network.lanes_dict()
+        self._rows: dict[int, int] = {}
+        self._coordinates: dict[LaneIndex, NDArray[np.float64]] = {}
+        self._sideways: dict[LaneIndex, NDArray[np.float64]] = {}
+        self._half_widths = np.zeros(0)
+
+    def start(self) -> None:
+        """To be called once, when everybody is on the road."""
+        bodies = [*self.vehicles, *self.objects]
+        self._rows = {id(body): row for row, body in enumerate(bodies)}
+        self._half_widths = np.array([body.WIDTH / 2.0 for body in bodies])
+        self._refresh(dt=0.0)
+
+    def step(self, dt: float) -> None:
+        """Move everybody by `dt` seconds; collisions are left to happen."""
+        for vehicle in self.vehicles:
+            vehicle.step(dt)
+        for walker in self.walkers:
+            walker.step(dt, self.time)
+        self.time += dt
+        self._refresh(dt)
+
+    def _refresh(self, dt: float) -> None:
+        bodies = [*self.vehicles, *self.objects, *self.walkers]
+        points = np.array([body.position for body in bodies])
+        for index, lane in self._lanes.items():
+            now = lane_coordinates(lane, points)
+            before = self._coordinates.get(index)
+            self._sideways[index] = (
+                np.zeros(len(now)) if before is None or dt == 0.0 else (now[:, 1] - before[:, 1]) / dt
+            )
+            self._coordinates[index] = now
+        for vehicle in self.vehicles:
+            row = self._rows[id(vehicle)]
+            beside = [i for i in self._lanes if i[:2] == vehicle.target_lane_index[:2]]
+            vehicle.lane_index = min(beside, key=lambda i: abs(self._coordinates[i][row, 1]))
+            vehicle.lane = self._lanes[vehicle.lane_index]
+
+    def lane_position(self, body: object, lane_index: LaneIndex) -> tuple[float, float]:
+        """(s, r) [m] of a vehicle or obstacle on a lane."""
+        s, r = self._coordinates[lane_index][self._rows[id(body)]]
+        return float(s), float(r)
+
+    def neighbour_vehicles(
+        self, vehicle: IDMVehicle, lane_index: LaneIndex | None = None
+    ) -> tuple[IDMVehicle | Obstacle | None, IDMVehicle | Obstacle | None]:
+        """Who is next ahead and behind in the way of a vehicle that drives on a lane."""
+        index = lane_index or vehicle.lane_index
+        if index is None:
+            return NO_ONE
+        num = len(self._half_widths)
+        s_N, r_N = self._coordinates[index][:num].T
+        later_N = r_N + LOOK_AHEAD_S * self._sideways[index][:num]
+        reach_N = self._half_widths + vehicle.WIDTH / 2.0 + SIDE_MARGIN
+        in_way_N = (np.minimum(r_N, later_N) < reach_N) & (np.maximum(r_N, later_N) > -reach_N)
+        own = self._rows[id(vehicle)]
+        in_way_N[own] = False
+        ahead_N = s_N - s_N[own]
+        front = np.where(in_way_N & (ahead_N >= 0.0), ahead_N, np.inf)
+        rear = np.where(in_way_N & (ahead_N < 0.0), -ahead_N, np.inf)
+        bodies = [*self.vehicles, *self.objects]
+        i, j = int(front.argmin()), int(rear.argmin())
+        return (
+            bodies[i] if np.isfinite(front[i]) else None,
+            bodies[j] if np.isfinite(rear[j]) else None,
+        )
+
+    def walker_ahead(self, vehicle: TrafficVehicle) -> float:
+        """Distance [m] from the front bumper to the nearest walker who is in the way or about to be; inf: none.
+
+        About to be: at the present velocity, within three seconds, and not gone before the vehicle is there.
+        """
+        if not self.walkers:
+            return np.inf
+        index = vehicle.lane_index
+        s, r = self.lane_position(vehicle, index)
+        first = len(self._half_widths)
+        nearest = np.inf
+        for k, walker in enumerate(self.walkers):
+            walker_s, walker_r = self._coordinates[index][first + k]
+            gap = walker_s - s - (vehicle.LENGTH + walker.size_LW[1]) / 2.0
+            if gap < -1.0 or gap > nearest:
+                continue
+            sideways = self._sideways[index][first + k]
+            half = (vehicle.WIDTH + walker.size_LW[1]) / 2.0 + 0.6
+            if abs(walker_r) >= half:
+                approach = -np.sign(walker_r) * sideways
+                if approach < 0.3:
+                    continue
+                enters, leaves = (abs(walker_r) - half) / approach, (abs(walker_r) + half) / approach
+                arrives = max(gap, 0.0) / max(vehicle.speed, 0.5)
+                if enters > 3.0 or leaves + 1.0 < arrives or arrives + 1.5 < enters:
+                    continue
+                hidden = vehicle.cautious and self._is_hidden((s, r), (walker_s, walker_r))
+                if hidden and walker not in vehicle.noticed:
+                    continue
+            vehicle.noticed.add(walker)
+            nearest = gap
+        return nearest
+
+    def _is_hidden(self, eye: tuple[float, float], target: tuple[float, float]) -> bool:
+        """Whether the line between two points, in lane coordinates, meets an occluder."""
+        (s0, r0), (s1, r1) = eye, target
+        fractions = np.linspace(0.0, 1.0, 60)
+        s, r = s0 + fractions * (s1 - s0), r0 + fractions * (r1 - r0)
+        return any(
+            bool(((s > s_min) & (s < s_max) & (r > r_min) & (r < r_max)).any())
+            for s_min, s_max, r_min, r_max in self.occluders
+        )
+
+
+class ParkedVehicle(Obstacle):
+    """Something that stands on or beside the road: a parked vehicle, debris."""
+
+    def __init__(
+        self, road: TrafficRoad, position: NDArray[np.float64], heading: float, size_LW: tuple[float, float]
+    ) -> None:
+        super().__init__(road, position, heading, 0.0)
+        self.LENGTH, self.WIDTH = size_LW
+
+
+class TrafficVehicle(IDMVehicle):
+    """A driver following IDM, and MOBIL where lane changes are allowed.
+
+    `position` is the geometric centre; the vehicle turns about its rear axle.
+    """
+
+    ACC_MAX = MAX_BRAKING
+
+    def __init__(
+        self,
+        road: TrafficRoad,
+        lane_index: LaneIndex,
+        s: float,
+        speed: float,
+        target_speed: float,
+        size_LW: tuple[float, float],
+        *,
+        style: DriverStyle,
+        change_lanes: bool = False,
+        script: Script | None = None,
+        offset: float = 0.0,
+        heading_error: float = 0.0,
+        rear_axle: float | None = None,
+        cautious: bool = False,
+    ) -> None:
+        """Put a vehicle on a lane.
+
+        Args:
+            road: The road.
+            lane_index: Which lane.
+            s: Where along it [m].
+            speed: Now [m/s].
+            target_speed: Without traffic [m/s], > 0.
+            size_LW: Length and width [m].
+            style: Of driving.
+            change_lanes: Whether MOBIL may change lanes.
+            script: Acceleration that takes precedence where it is lower than IDM's.
+            offset: To the right of the lane's centre [m]. The vehicle returns to the centre.
+            heading_error: Against the lane [rad].
+            rear_axle: How far the rear axle is behind the centre [m]; None: 0.3 lengths.
+            cautious: Reacts only to walkers that can be seen.
+        """
+        lane = road.network.get_lane(lane_index)
+        heading = lane.heading_at(s) + heading_error
+        super().__init__(
+            road,
+            lane.position(s, offset),
+            heading,
+            speed,
+            target_lane_index=lane_index,
+            target_speed=target_speed,
+            enable_lane_change=change_lanes,
+        )
+        self.LENGTH, self.WIDTH = size_LW
+        self.diagonal = float(np.hypot(*size_LW))
+        self.lane_index, self.lane = lane_index, lane
+        self.style = style
+        self.script = script
+        self.rear_axle = 0.3 * self.LENGTH if rear_axle is None else rear_axle
+        self.cautious = cautious
+        self.noticed: set[Walker] = set()
+        # Windows (start, end, offset) [s], [s], [m] in which the driver aims beside the lane's centre.
+        self.swerves: list[tuple[float, float, float]] = []
+        self.lateral_bias = 0.0
+        self.steering = 0.0
+        self.applied_acceleration = 0.0
+        self.yaw_rate = 0.0
+
+    def on_state_update(self) -> None:
+        """The road finds everybody's lane at once, see `TrafficRoad.step`."""
+
+    def act(self, action: dict[str, float] | str | None = None) -> None:
+        """Decide steering and acceleration."""
+        super().act()
+        wanted = self.action["acceleration"]
+        gap = self.road.walker_ahead(self)
+        if np.isfinite(gap):
+            wanted = min(wanted, self._idm(gap, 0.0))
+        scripted = None if self.script is None else self.script(self.road.time)
+        if scripted is not None:
+            wanted = min(wanted, scripted)
+        self.action["acceleration"] = float(np.clip(wanted, -MAX_BRAKING, self.style.acceleration))
+
+    def acceleration(
+        self,
+        ego_vehicle: IDMVehicle | None,
+        front_vehicle: IDMVehicle | Obstacle | None = None,
+        rear_vehicle: IDMVehicle | Obstacle | None = None,
+    ) -> float:
+        """IDM with bumper-to-bumper gaps, for any vehicle (MOBIL asks for the others)."""
+        if not isinstance(ego_vehicle, TrafficVehicle):
+            return 0.0
+        if front_vehicle is None:
+            return ego_vehicle._idm(np.inf, 0.0)
+        index = ego_vehicle.lane_index
+        ahead = self.road.lane_position(front_vehicle, index)[0] - self.road.lane_position(ego_vehicle, index)[0]
+        gap = ahead - (ego_vehicle.LENGTH + front_vehicle.LENGTH) / 2.0
+        front_speed = front_vehicle.speed * np.cos(front_vehicle.heading - ego_vehicle.heading)
+        return ego_vehicle._idm(gap, max(float(front_speed), 0.0))
+
+    def _idm(self, gap: float, front_speed: float) -> float:
+        style, v = self.style, self.speed
+        free = style.acceleration * (1.0 - (v / max(self.target_speed, 0.1)) ** 4)
+        free = max(free, -style.braking)
+        if not np.isfinite(gap):
+            return free
+        closing = v * (v - front_speed) / (2.0 * np.sqrt(style.acceleration * style.braking))
+        wanted = style.standing_gap + max(0.0, v * style.time_gap + closing)
+        return max(free - style.acceleration * (wanted / max(gap, 0.3)) ** 2, -MAX_BRAKING)
+
+    def steering_control(self, target_lane_index: LaneIndex) -> float:
+        """Pure pursuit of the lane's centre from the rear axle; the wheel angle [rad]."""
+        lane = self.road.network.get_lane(target_lane_index)
+        s, _ = self.road.lane_position(self, target_lane_index)
+        changing = target_lane_index != self.lane_index
+        reach = max(6.0, (1.6 if changing else 1.0) * self.speed)
+        bias = self.lateral_bias + sum(
+            offset for start, end, offset in self.swerves if start <= self.road.time < end
+        )
+        rear = self.position - self.rear_axle * self.direction
+        to_target = lane.position(s + reach, bias) - rear
+        angle = np.arctan2(to_target[1], to_target[0]) - self.heading
+        curvature = 2.0 * np.sin(angle) / np.hypot(*to_target)
+        limit = 3.0 / max(self.speed, 4.0) ** 2  # at most 3 m/s^2 sideways, 5 m radius
+        return float(np.arctan(np.clip(curvature, -limit, limit) * self._wheelbase))
+
+    @property
+    def _wheelbase(self) -> float:
+        return 0.6 * self.LENGTH
+
+    def step(self, dt: float) -> None:
+        """Move by `dt` seconds: a kinematic bicycle about its rear axle, wheel and pedal with limited speed."""
+        self.timer += dt
+        change = self.action["acceleration"] - self.applied_acceleration
+        up = self.style.max_jerk / 3.0
+        self.applied_acceleration += float(np.clip(change, -self.style.max_jerk * dt, up * dt))
+        self.steering += float(np.clip(self.action["steering"] - self.steering, -0.6 * dt, 0.6 * dt))
+        new_speed = max(self.speed + self.applied_acceleration * dt, 0.0)
+        if new_speed == 0.0:
+            self.applied_acceleration = max(self.applied_acceleration, 0.0)
+        travelled = 0.5 * (self.speed + new_speed) * dt
+        rear = self.position - self.rear_axle * self.direction
+        turn = travelled * np.tan(self.steering) / self._wheelbase
+        middle = self.heading + turn / 2.0
+        rear = rear + travelled * np.array([np.cos(middle), np.sin(middle)])
+        self.heading += turn
+        self.yaw_rate = turn / dt
+        self.speed = new_speed
+        self.position = rear + self.rear_axle * self.direction
