@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from e2e_perception.cli.console import JsonOption, emit_json, print_table
+from e2e_perception.cli.console import emit_json, print_table
+from e2e_perception.cli.options import JsonOption
 
 app = typer.Typer(
     help="Look into bundles: what goes to the robot.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -54,7 +55,9 @@ def inspect(path: BundleArgument, as_json: JsonOption = False) -> None:
         rows = [(s.name, f"{s.dtype}{list(s.shape)}", s.meaning) for s in specs]
         print_table(title, ("tensor", "type", "meaning"), rows, wide=True)
     if evaluation:
-        rows = [(key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in sorted(evaluation.items())]
+        rows = [
+            (key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in sorted(evaluation.items())
+        ]
         print_table("Measured", ("figure", "value"), rows)
 
 

@@ -6,16 +6,19 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
-
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
-]
 
 
 def stderr() -> Console:
@@ -44,7 +47,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False) -> None:
+def print_table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False
+) -> None:
     """A table for people, on stdout.
 
     Args:
@@ -53,7 +58,9 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], 
         rows: Cells.
         wide: Cells are sentences: align left and wrap.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+    )
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if wide or i == 0 else "right", overflow="fold")
     for row in rows:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
-from e2e_perception.cli.console import JsonOption, emit_json, print_table
+from e2e_perception.cli.console import emit_json, print_table
+from e2e_perception.cli.options import JsonOption
 
 _ROS_HOW = "source the workspace's environment (`. scripts/env.sh`, made by `make setup`)"
 _UPSTREAM_HOW = "not on PyPI; `apt install ros-$ROS_DISTRO-{}` where ROS 2 is installed"
@@ -53,7 +54,9 @@ def doctor(as_json: JsonOption = False) -> None:
     titles = {"system": "Machine", "package": "This package", "ros": "ROS 2", "backend": "Inference backends"}
     for group, title in titles.items():
         rows = [
-            ("yes" if f.ok else "no", f.name, f.found, f.serves, f.how_to_get) for f in findings if f.group == group
+            ("yes" if f.ok else "no", f.name, f.found, f.serves, f.how_to_get)
+            for f in findings
+            if f.group == group
         ]
         print_table(title, ("", "what", "found", "serves", "to get it"), rows, wide=True)
 
@@ -117,8 +120,16 @@ def _package() -> list[Finding]:
         except ConfigError as error:
             findings.append(Finding("package", name, False, str(error), "", "install the package again"))
             continue
-        how = "" if names else "`e2e-perception export` makes one" if name == "bundles" else "install the package again"
-        findings.append(Finding("package", name, bool(names), ", ".join(names) or "none", "replay, demo, nodes", how))
+        how = (
+            ""
+            if names
+            else "`e2e-perception export` makes one"
+            if name == "bundles"
+            else "install the package again"
+        )
+        findings.append(
+            Finding("package", name, bool(names), ", ".join(names) or "none", "replay, demo, nodes", how)
+        )
     for module, serves, how in (
         ("rosbags", "reading and writing bags", "pip install rosbags"),
         ("cv2", "pictures", "pip install 'opencv-python-headless<5'"),
@@ -162,7 +173,9 @@ def _backends() -> list[Finding]:
         if status.name == "onnxruntime" and status.available:
             found += f" with {', '.join(_onnxruntime_providers())}"
         how = "" if status.available else status.how_to_get
-        findings.append(Finding("backend", status.name, status.available, found, "`--backend` " + status.name, how))
+        findings.append(
+            Finding("backend", status.name, status.available, found, "`--backend` " + status.name, how)
+        )
     known = {finding.name for finding in findings}
     for module in ("tensorrt", "tensorrt_rtx"):
         if module not in known:
@@ -178,7 +191,9 @@ def _onnxruntime_providers() -> list[str]:
 
 
 def _module(group: str, module: str, serves: str, how_to_get: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
+    spec = importlib.util.find_spec(module)
+    # A directory of that name, such as this package's own `launch/`, is no installation.
+    if spec is None or spec.origin is None:
         return Finding(group, module, False, "not installed", serves, how_to_get)
     return Finding(group, module, True, _version(module), serves)
 

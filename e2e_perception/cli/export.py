@@ -9,23 +9,34 @@ from typing import Annotated, Any
 
 import typer
 
-from e2e_perception.cli.console import JsonOption, emit_json, log, print_table, progress_bar
+from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
+from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.rig import find_rig
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of `train`.", show_default=False)],
     out: Annotated[
-        Path, typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False)
+        Path,
+        typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: name of the directory.")] = None,
-    rig: Annotated[str, typer.Option(help="Rig it was trained for: a file, or the name of a shipped one.")] = "tiny",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the bundle; default: name of the directory.")
+    ] = None,
+    rig: Annotated[
+        str, typer.Option(help="Rig it was trained for: a file, or the name of a shipped one.")
+    ] = "tiny",
     data: Annotated[
         Path | None, typer.Option(help="Clip store whose validation split is measured for `evaluation.json`.")
     ] = None,
     max_clips: Annotated[int | None, typer.Option(min=2, help="Measure at most so many clips.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="Take the figures from this JSON file instead.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Digest of the bundle that this one descends from.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Take the figures from this JSON file instead.")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Digest of the bundle that this one descends from.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a bundle: ONNX graph, weights, manifest, figures, checksums; parity with torch is checked first.
@@ -39,12 +50,11 @@ def export(
     if data is not None and evaluation is not None:
         raise ConfigError("--data measures figures and --evaluation brings them; give one of the two")
 
-    from e2e_perception.cli.inputs import resolve_rig
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.export import export_bundle
     from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
 
-    trained_rig = resolve_rig(rig)
+    trained_rig = find_rig(rig)
     checkpoint = load_checkpoint(run)
     model = model_from_checkpoint(checkpoint)
     figures = _read_figures(evaluation) if evaluation else _measure(model, data, max_clips) if data else {}
@@ -57,7 +67,12 @@ def export(
     }
     log("exporting and comparing with torch over a rollout")
     parity = export_bundle(
-        model, out, name=name or out.resolve().name, rig=trained_rig, evaluation=figures, provenance=provenance
+        model,
+        out,
+        name=name or out.resolve().name,
+        rig=trained_rig,
+        evaluation=figures,
+        provenance=provenance,
     )
     bundle = load_bundle(out)
     worst = max(parity, key=lambda key: parity[key])
@@ -91,7 +106,11 @@ def _measure(model: Any, data: Path, max_clips: int | None) -> dict[str, float]:
     for control in CONTROLS:
         with progress_bar(f"measuring, {control.replace('_', ' ')}", None) as progress:
             part = evaluate_open_loop(
-                model, store, control=control, max_clips=max_clips, progress=lambda done, total: progress(done)
+                model,
+                store,
+                control=control,
+                max_clips=max_clips,
+                progress=lambda done, total: progress(done),
             )
         prefix = "" if control == "full" else f"{control}/"
         figures.update({prefix + key: value for key, value in part.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from e2e_perception.core.boxes import Boxes
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.results import FrameResult
 from e2e_perception.core.rig import Rig
@@ -17,19 +18,32 @@ IDLE_CHECK_NS = 100_000_000
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What was really there, base frame at the stamp [ns]; the stack never sees it."""
+
+    stamp_ns: int
+    boxes: Boxes
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that reached the robot.
 
     Attributes:
         arrival_ns: When [ns], the log time of the recording.
-        content: A sensor's message, odometry, a route, or the rig with new calibration.
+        content: A sensor's message, odometry, a route (None: follow none), the rig with new calibration, or
+            labels.
     """
 
     arrival_ns: int
-    content: SensorMessage | EgoState | Route | Rig
+    content: SensorMessage | EgoState | Route | Rig | Labels | None
 
 
-def play(pipeline: Pipeline, events: Iterable[Event], each: Callable[[FrameResult, bool], None]) -> None:
+# Result, when it left the stack [ns], and whether a frame stands behind it; otherwise it reports silence.
+Receiver = Callable[[FrameResult, int, bool], None]
+
+
+def play(pipeline: Pipeline, events: Iterable[Event], each: Receiver) -> None:
     """Feed events as if they arrived now, with an engine that takes no time.
 
     Between two events every deadline is kept at its own instant, so the result does not depend on when this
@@ -38,8 +52,7 @@ def play(pipeline: Pipeline, events: Iterable[Event], each: Callable[[FrameResul
     Args:
         pipeline: Fresh.
         events: In the order of their arrival.
-        each: Called with every result, and whether a frame stands behind it (otherwise the stack reports
-            silence).
+        each: Called with every result.
     """
     now_ns: int | None = None
     for event in events:
@@ -53,19 +66,17 @@ def play(pipeline: Pipeline, events: Iterable[Event], each: Callable[[FrameResul
             pipeline.push_odometry(content)
         elif isinstance(content, Rig):
             pipeline.set_rig(content)
-        else:
+        elif not isinstance(content, Labels):
             pipeline.set_route(content)
         for result in pipeline.poll(now_ns):
-            each(result, True)
+            each(result, now_ns, True)
     # What still waits gets its time; looking further would only find that the recording is over.
     if now_ns is not None:
         wait_ns = round(pipeline.config.sync.max_wait_ms * 1e6)
         _advance(pipeline, now_ns, now_ns + wait_ns + 1, each)
 
 
-def _advance(
-    pipeline: Pipeline, from_ns: int, to_ns: int, each: Callable[[FrameResult, bool], None]
-) -> None:
+def _advance(pipeline: Pipeline, from_ns: int, to_ns: int, each: Receiver) -> None:
     """Keep every deadline, and look for silence, between two events."""
     now_ns = from_ns
     idle_ns = from_ns + IDLE_CHECK_NS
@@ -81,9 +92,9 @@ def _advance(
             idle_ns += IDLE_CHECK_NS
             silent = pipeline.idle(now_ns)
             if silent is not None:
-                each(silent, False)
+                each(silent, now_ns, False)
             continue
         now_ns = due_ns
         kept_ns = deadline_ns
         for result in pipeline.poll(now_ns):
-            each(result, True)
+            each(result, now_ns, True)

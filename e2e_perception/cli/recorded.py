@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,11 @@ from numpy.typing import NDArray
 
 from e2e_perception.core.boxes import CLASSES, Boxes
 from e2e_perception.core.errors import InputError
+from e2e_perception.core.message_inputs import stamp_ns
+from e2e_perception.core.messages import HEALTH_TYPE, PLAN_TYPE, TRACKS_TYPE
 from e2e_perception.core.results import FrameResult, Health, SafetyState, SensorReport
 from e2e_perception.core.tracks import Tracks
 from e2e_perception.core.trajectories import Plan
-
-TRACKS_TYPE = "e2e_perception/msg/Tracks"
-PLAN_TYPE = "e2e_perception/msg/Plan"
-HEALTH_TYPE = "e2e_perception/msg/Health"
-
-
-def stamp_ns(message: Any) -> int:
-    """Stamp of a message's header [ns]."""
-    return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
 def results_from_messages(messages: Iterable[tuple[str, Any]]) -> list[FrameResult]:
@@ -46,7 +39,8 @@ def results_from_messages(messages: Iterable[tuple[str, Any]]) -> list[FrameResu
         elif kind == HEALTH_TYPE:
             healths[stamp_ns(message)] = health_from_message(message)
     return [
-        FrameResult(stamp, tracks.get(stamp), plans.get(stamp), None, healths[stamp]) for stamp in sorted(healths)
+        FrameResult(stamp, tracks.get(stamp), plans.get(stamp), None, healths[stamp])
+        for stamp in sorted(healths)
     ]
 
 
@@ -138,7 +132,7 @@ def _rows(rows: list[Any], width: int, values: Any) -> NDArray[np.float32]:
     return np.array([values(row) for row in rows], np.float32).reshape(len(rows), width)
 
 
-def _named(terms: list[str], values: Any) -> Mapping[str, float] | Any:
+def _named(terms: list[str], values: Any) -> dict[str, float]:
     return {term: float(value) for term, value in zip(terms, values, strict=False)}
 
 

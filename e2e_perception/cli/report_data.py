@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from e2e_perception.cli.offline import Event, Labels
 from e2e_perception.core.boxes import Boxes
 from e2e_perception.core.ego_motion import EgoMotionBuffer, EgoMotionLimits, EgoState
 from e2e_perception.core.errors import InputError
@@ -38,24 +39,42 @@ class _Shown:
 
 
 class ReportData:
-    """Collects what belongs to each frame while a recording is read once more."""
+    """Collects what belongs to each frame while a recording is read once more.
+
+    Attributes:
+        rig: With the calibration that the recording has brought so far.
+    """
 
     def __init__(self, results: Sequence[FrameResult], rig: Rig) -> None:
         """Choose which frames to show.
 
         Args:
-            results: Of the run, in order of their stamps.
-            rig: As it was used in the run, calibration included.
+            results: Of the run.
+            rig: Of the run, before calibration from the recording.
         """
-        step = max(1, -(-len(results) // MAX_FRAMES))
-        self._rig = rig
-        self._shown = [_Shown(result) for result in results[::step]]
+        # A clock that was set back gives stamps twice; the later timeline is shown there.
+        by_stamp = {result.stamp_ns: result for result in results}
+        ordered = [by_stamp[stamp] for stamp in sorted(by_stamp)]
+        step = max(1, -(-len(ordered) // MAX_FRAMES))
+        self._shown = [_Shown(result) for result in ordered[::step]]
         self._stamps = [shown.result.stamp_ns for shown in self._shown]
         self._ego = EgoMotionBuffer(EgoMotionLimits(horizon_ns=_FOREVER_NS))
-        self._sensors = {sensor.name: sensor for sensor in rig.sensors}
+        self.rig = rig
         pictures = max(1, len(self._shown) * len(rig.cameras))
         self._picture_bytes = PICTURE_BUDGET // pictures
         self._widths = {camera.name: min(MAX_PICTURE_WIDTH, camera.width) for camera in rig.cameras}
+
+    def take(self, event: Event) -> None:
+        """Take in an event of the recording."""
+        content = event.content
+        if isinstance(content, SensorMessage):
+            self.add(content)
+        elif isinstance(content, EgoState):
+            self.add_odometry(content)
+        elif isinstance(content, Labels):
+            self.add_labels(content.stamp_ns, content.boxes)
+        elif isinstance(content, Rig):
+            self.rig = content
 
     def add_odometry(self, state: EgoState) -> None:
         """Take in the robot's motion; non-finite samples are left out, as on the robot."""
@@ -72,7 +91,7 @@ class ReportData:
 
     def add(self, message: SensorMessage) -> None:
         """Take in a sensor's message; what no frame shows, or cannot be decoded, is left out."""
-        sensor = self._sensors[message.sensor]
+        sensor = self.rig.sensor(message.sensor)
         if not isinstance(sensor, Camera | Lidar) or not self._shown:
             return
         wanted_ns = message.stamp_ns - round(sensor.offset_ms * 1e6)

@@ -138,7 +138,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("peak memory", "not measured" if memory is None else f"{memory:.0f} MB"),
     ]
     for stage, values in summary["latency_ms"].items():
-        rows.append((f"{stage} p50 / p95 / p99", " / ".join(f"{values[f'p{p}']:.1f}" for p in PERCENTILES) + " ms"))
+        rows.append(
+            (f"{stage} p50 / p95 / p99", " / ".join(f"{values[f'p{p}']:.1f}" for p in PERCENTILES) + " ms")
+        )
     return rows
 
 

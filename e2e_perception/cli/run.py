@@ -9,24 +9,38 @@ from typing import Annotated
 
 import typer
 
-from e2e_perception.cli.console import JsonOption, emit_json, log
+from e2e_perception.cli.console import emit_json, log
+from e2e_perception.cli.options import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    ParamsOption,
+    given_parameters,
+    stack_config,
+)
 from e2e_perception.cli.processes import NodeProcess, parameter_arguments, require_ros, start_node, stop_nodes
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.rig import find_rig
+from e2e_perception.deploy.bundle import find_bundle
 
 _POLL_S = 0.2
 
 
 def run(
-    params: Annotated[Path | None, typer.Option(help="ROS parameter file; single options win over it.")] = None,
-    bundle: Annotated[str | None, typer.Option(help="Bundle directory, or the name of a shipped one.")] = None,
-    backend: Annotated[str | None, typer.Option(help="`onnxruntime`, `torch` or `auto`.")] = None,
-    rig: Annotated[str | None, typer.Option(help="Rig file, or the name of a shipped one.")] = None,
+    params: ParamsOption = None,
+    bundle: BundleOption = None,
+    backend: BackendOption = None,
+    rig: Annotated[
+        str | None, typer.Option(help="Rig file, or the name of a shipped one.", show_default="tiny")
+    ] = None,
     namespace: Annotated[str, typer.Option(help="ROS namespace of the nodes.")] = "",
     use_sim_time: Annotated[bool, typer.Option(help="Take time from /clock.")] = False,
     play: Annotated[Path | None, typer.Option(help="Also play this bag; implies --use-sim-time.")] = None,
     rate: Annotated[float, typer.Option(min=0.01, help="Speed of --play.")] = 1.0,
     loop: Annotated[bool, typer.Option(help="Play the bag again and again.")] = False,
-    record: Annotated[Path | None, typer.Option(help="Also record the outputs to this bag directory.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Also record the outputs to this bag directory.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start the perception node, and if asked replay and recorder, and stay until they end or Ctrl-C.
@@ -35,7 +49,11 @@ def run(
 
     Example: `e2e-perception run --rig tiny --play my_bag --record outputs`
     """
-    config = _checked_config(params, bundle, backend, rig)
+    given = given_parameters(bundle=bundle, backend=backend, rig=rig)
+    # A sentence now is better than a dead node later.
+    config = stack_config(params, given)
+    find_bundle(config.engine.bundle)
+    find_rig(config.node.rig)
     if play is not None and not play.exists():
         raise ConfigError(f"no bag at {play}")
     if record is not None and record.exists():
@@ -47,7 +65,7 @@ def run(
     previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     nodes: list[NodeProcess] = []
     try:
-        stack = parameter_arguments({**config, **clock}, params_file=params, namespace=namespace)
+        stack = parameter_arguments({**given, **clock}, params_file=params, namespace=namespace)
         nodes.append(start_node("perception_node", stack, echo=True))
         if record is not None:
             recorder = parameter_arguments({"out": str(record), **clock}, namespace=namespace)
@@ -66,22 +84,6 @@ def run(
     if failed is not None:
         log(f"error: {failed.failure()}")
         raise typer.Exit(failed.exit_code if failed.exit_code and failed.exit_code > 0 else 1)
-
-
-def _checked_config(
-    params: Path | None, bundle: str | None, backend: str | None, rig: str | None
-) -> dict[str, object]:
-    """Options as parameters, checked here because a sentence now is better than a dead node later."""
-    from e2e_perception.cli.inputs import resolve_rig
-    from e2e_perception.core.config import StackConfig, config_from_parameters, load_config
-    from e2e_perception.deploy.bundle import find_bundle
-
-    given = {"engine.bundle": bundle, "engine.backend": backend, "node.rig": rig}
-    options = {name: value for name, value in given.items() if value is not None}
-    config = config_from_parameters(options, load_config(params) if params else StackConfig())
-    find_bundle(config.engine.bundle)
-    resolve_rig(config.node.rig)
-    return dict(options)
 
 
 def _watch(nodes: list[NodeProcess], stop: threading.Event) -> NodeProcess | None:

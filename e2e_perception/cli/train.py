@@ -7,19 +7,27 @@ from typing import Annotated
 
 import typer
 
-from e2e_perception.cli.console import JsonOption, emit_json, log, progress_bar
+from e2e_perception.cli.console import emit_json, log, progress_bar
+from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Clip store, written by `simulate --format clips`.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="Clip store, written by `simulate --format clips`.", show_default=False)
+    ],
     out: Annotated[
-        Path, typer.Option(help="Run directory; a run found there is continued at its exact step.", show_default=False)
+        Path,
+        typer.Option(
+            help="Run directory; a run found there is continued at its exact step.", show_default=False
+        ),
     ],
     config: Annotated[Path | None, typer.Option(help="YAML file with the run's settings.")] = None,
     override: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. `weights.plan=2`; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one setting, e.g. `weights.plan=2`; repeatable."
+        ),
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many steps in all; run again to go on.")
@@ -29,7 +37,7 @@ def train(
 ) -> None:
     """Train the joint network on clips, or go on where an interrupted run stopped.
 
-    Example: `e2e-perception train --data clips --out runs/tiny --config config/training/tiny.yaml --set steps=3000`
+    Example: `e2e-perception train --data clips --out runs/tiny --set steps=3000`
     """
     settings = _settings(config, override or [])
     _require_torch()
@@ -53,7 +61,7 @@ def train(
         typer.echo(f"{done} of {settings.steps} steps done; checkpoint in {out}")
 
 
-def _settings(config: Path | None, overrides: list[str]):  # noqa: ANN202 (TrainingConfig, imported lazily)
+def _settings(config: Path | None, overrides: list[str]):
     import yaml
     from pydantic import ValidationError
 
@@ -69,7 +77,9 @@ def _settings(config: Path | None, overrides: list[str]):  # noqa: ANN202 (Train
         for section in sections:
             target = target.get(section) if isinstance(target, dict) else None
         if not isinstance(target, dict) or leaf not in target:
-            raise ConfigError(f"--set {override!r}: unknown setting {name!r}; there are {', '.join(document)}")
+            raise ConfigError(
+                f"--set {override!r}: unknown setting {name!r}; there are {', '.join(document)}"
+            )
         target[leaf] = yaml.safe_load(text)
     try:
         return TrainingConfig.model_validate(document)

@@ -55,7 +55,7 @@ class BevGrid(BaseModel):
 
     def downsampled(self, stride: int) -> BevGrid:
         """The same extent with cells `stride` times as large."""
-        return self.model_copy(update={"resolution": self.resolution * stride})
+        return BevGrid(**{**self.model_dump(), "resolution": self.resolution * stride})
 
     def cell_centres_YX2(self) -> NDArray[np.float32]:
         """(Y, X, 2) float32 [m]: (x, y) of each cell's centre in the base frame."""
@@ -89,4 +89,4 @@ class BevGrid(BaseModel):
         linear = rotation * half[None, :] / half[:, None]
         moved_centre = rotation @ centre + np.array([memory_from_current.x, memory_from_current.y])
         offset = (moved_centre - centre) / half
-        return np.concatenate([linear, offset[:, None]], axis=1).astype(np.float32)
+        return np.asarray(np.concatenate([linear, offset[:, None]], axis=1), np.float32)

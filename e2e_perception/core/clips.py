@@ -56,9 +56,7 @@ class Clip:
         num_frames = len(self.stamps_ns_T)
         for name, value in self.arrays().items():
             if len(value) != num_frames:
-                raise InputError(
-                    f"clip: {name} has {len(value)} frames, expected {num_frames} as the stamps"
-                )
+                raise InputError(f"clip: {name} has {len(value)} frames, expected {num_frames} as the stamps")
 
     def __len__(self) -> int:
         return len(self.stamps_ns_T)

@@ -116,16 +116,12 @@ class TrackingConfig(_Section):
 
     birth_score: float = _field(0.35, "Class score at which a detection may start a track.", ge=0.01, le=1)
     keep_score: float = _field(0.15, "Class score at which a detection may continue a track.", ge=0.01, le=1)
-    min_affinity: float = _field(
-        0.05, "Least association probability of a match.", ge=0.0, le=1
-    )
+    min_affinity: float = _field(0.05, "Least association probability of a match.", ge=0.0, le=1)
     max_match_distance: float = _field(
         6.0, "Farthest match from the predicted position.", unit="m", ge=0.5, le=50
     )
     confirm_hits: int = _field(3, "Matches until a track is confirmed.", ge=1, le=20)
-    max_coast_ms: float = _field(
-        800.0, "How long a confirmed track lives unseen.", unit="ms", ge=0, le=5000
-    )
+    max_coast_ms: float = _field(800.0, "How long a confirmed track lives unseen.", unit="ms", ge=0, le=5000)
 
 
 class PlanningConfig(_Section):
@@ -137,7 +133,9 @@ class PlanningConfig(_Section):
     )
     weight_drivable: float = _field(2.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
     weight_comfort: float = _field(0.2, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
-    weight_progress: float = _field(0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100)
+    weight_progress: float = _field(
+        0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100
+    )
     weight_route: float = _field(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
     speed_limit: float = _field(25.0, "Speed the robot should not exceed.", unit="m/s", ge=0, le=60)
     stickiness: float = _field(
@@ -155,15 +153,11 @@ class SupervisorConfig(_Section):
     max_sensor_age_ms: float = _field(
         400.0, "Age at which a sensor counts as stale.", unit="ms", ge=10, le=5000
     )
-    max_latency_ms: float = _field(
-        200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000
-    )
+    max_latency_ms: float = _field(200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000)
     silence_ms: float = _field(
         1000.0, "Time without a valid frame until a minimal-risk stop.", unit="ms", ge=50, le=10000
     )
-    recovery_frames: int = _field(
-        10, "Good frames until the state improves by one step.", ge=1, le=200
-    )
+    recovery_frames: int = _field(10, "Good frames until the state improves by one step.", ge=1, le=200)
     max_bad_frames: int = _field(
         3, "Consecutive frames with non-finite output until a minimal-risk stop.", ge=1, le=50
     )
@@ -185,20 +179,24 @@ class SupervisorConfig(_Section):
 class NodeConfig(_Section):
     """What concerns the ROS node alone."""
 
-    rig: str = _field(
-        "tiny", "Rig file, or the name of a rig shipped in config/rigs.", read_only=True
+    rig: str = _field("tiny", "Rig file, or the name of a rig shipped in config/rigs.", read_only=True)
+    sensor_topics: list[str] = _field(
+        [],
+        "Topics in place of the rig's, each as `sensor:=/topic`, e.g. `front:=/camera/image_raw`.",
+        read_only=True,
+    )
+    sensor_reliability: Literal["auto", "best_effort", "reliable"] = _field(
+        "auto",
+        "Subscribe to sensors best effort or reliable; `auto`: reliable where every publisher offers it.",
+        read_only=True,
     )
     publish_candidates: bool = _field(False, "Publish all plan proposals (PlanCandidates).")
     publish_markers: bool = _field(True, "Publish MarkerArray and Path for RViz and Foxglove.")
     max_rate_hz: float = _field(
         0.0, "Frames above this rate are dropped and counted; 0: no limit.", unit="Hz", ge=0, le=100
     )
-    use_tf: bool = _field(
-        True, "Take sensor poses from /tf_static where it has them.", read_only=True
-    )
-    use_camera_info: bool = _field(
-        True, "Take intrinsics from CameraInfo where it comes.", read_only=True
-    )
+    use_tf: bool = _field(True, "Take sensor poses from /tf_static where it has them.", read_only=True)
+    use_camera_info: bool = _field(True, "Take intrinsics from CameraInfo where it comes.", read_only=True)
 
 
 class StackConfig(_Section):
@@ -302,7 +300,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def config_from_parameters(
-    values: Mapping[str, ParameterValue], base: StackConfig | None = None
+    values: Mapping[str, ParameterValue | tuple[str, ...]], base: StackConfig | None = None
 ) -> StackConfig:
     """Build the tree from flat `section.field` values on top of `base` (default: all defaults).
 
@@ -313,9 +311,7 @@ def config_from_parameters(
     for name, value in values.items():
         section, _, leaf = name.partition(".")
         if section not in document or leaf not in document[section]:
-            raise ConfigError(
-                f"unknown parameter {name!r}; `docs/parameters.md` lists all of them"
-            )
+            raise ConfigError(f"unknown parameter {name!r}; `docs/parameters.md` lists all of them")
         document[section][leaf] = list(value) if isinstance(value, tuple) else value
     return _validated(document, "parameters")
 
@@ -324,8 +320,8 @@ def load_config(path: str | Path) -> StackConfig:
     """Read a ROS 2 parameter file (`node: ros__parameters: …`) or the bare tree, from YAML.
 
     Args:
-        path: File; of a ROS parameter file the entry for `perception_node`, `/**` or the single node in
-            it is taken. Nested and dotted names are both understood.
+        path: File; of a ROS parameter file the entries for `/**` and `perception_node` are taken, the latter
+            winning, or that of the single node in it. Nested and dotted names are both understood.
     Raises:
         ConfigError: If the file is missing, not YAML, or a parameter is unknown or out of range.
     """
@@ -338,18 +334,37 @@ def load_config(path: str | Path) -> StackConfig:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds a {type(document).__name__}, expected a mapping")
-    for key in ("perception_node", "/perception_node", "/**"):
-        if isinstance(document.get(key), dict) and "ros__parameters" in document[key]:
-            document = document[key]["ros__parameters"] or {}
-            break
-    document = {k: v for k, v in document.items() if k != "use_sim_time"}
     nested: dict[str, Any] = {}
-    for key, value in document.items():
-        section, _, leaf = str(key).partition(".")
-        if leaf:
-            nested.setdefault(section, {})[leaf] = value
-        elif isinstance(value, dict):
-            nested.setdefault(section, {}).update(value)
-        else:
-            nested[section] = value
+    for parameters in _ros_entries(document, path) or [document]:
+        for key, value in parameters.items():
+            if key == "use_sim_time":
+                continue
+            section, _, leaf = str(key).partition(".")
+            leaves = {leaf: value} if leaf else value
+            known = nested.setdefault(section, {})
+            if isinstance(known, dict) and isinstance(leaves, dict):
+                known.update(leaves)
+            elif isinstance(known, dict):
+                nested[section] = leaves  # no section; the validation says so
     return _validated(nested, str(path))
+
+
+def _ros_entries(document: dict[Any, Any], path: Path) -> list[dict[Any, Any]]:
+    """Parameters that a ROS parameter file has for the perception node, general ones first."""
+    entries = {
+        str(key): value["ros__parameters"] or {}
+        for key, value in document.items()
+        if isinstance(value, dict) and "ros__parameters" in value
+    }
+    named = [key for key in entries if key.rpartition("/")[2] == "perception_node"]
+    chosen = [key for key in ("/**", *named) if key in entries] or list(entries)
+    if len(named) > 1 or (not named and "/**" not in entries and len(entries) > 1):
+        raise ConfigError(
+            f"{path} has parameters for {', '.join(entries)}; expected one `perception_node` or `/**`"
+        )
+    for key in chosen:
+        if not isinstance(entries[key], dict):
+            raise ConfigError(
+                f"{path}: ros__parameters of {key} is a {type(entries[key]).__name__}, expected a mapping"
+            )
+    return [entries[key] for key in chosen]

@@ -109,12 +109,13 @@ class EgoMotionBuffer:
             raise InputError(
                 f"odometry at {state.stamp_ns} ns has a non-finite pose or twist; sample dropped"
             )
+        continuous = True
         if self._stamps and state.stamp_ns <= self._stamps[-1]:
             if self._stamps[-1] - state.stamp_ns <= self.limits.horizon_ns:
                 self.num_rejected += 1
                 return True
             self.clear()
-        continuous = True
+            continuous = False
         if self._stamps:
             previous = self._states[-1]
             dt = (state.stamp_ns - previous.stamp_ns) * 1e-9

@@ -27,7 +27,7 @@ def wrap_angle(angle: ArrayLike) -> Array:
     Returns:
         Same shape, float64 [rad].
     """
-    return (np.asarray(angle, dtype=np.float64) + np.pi) % (2.0 * np.pi) - np.pi
+    return np.asarray((np.asarray(angle, dtype=np.float64) + np.pi) % (2.0 * np.pi) - np.pi)
 
 
 def rotation_from_yaw(yaw: float) -> Array:
@@ -41,7 +41,7 @@ def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> Array:
     cr, sr, cp, sp = np.cos(roll), np.sin(roll), np.cos(pitch), np.sin(pitch)
     about_x = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
     about_y = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
-    return rotation_from_yaw(yaw) @ about_y @ about_x
+    return np.asarray(rotation_from_yaw(yaw) @ about_y @ about_x)
 
 
 def rotation_from_quaternion(x: float, y: float, z: float, w: float) -> Array:
@@ -109,7 +109,7 @@ def _log_rotation(rotation: Array) -> Array:
     sine = float(np.linalg.norm(vector))
     if sine < 1e-12:
         return 2.0 * vector
-    return vector / sine * (2.0 * np.arctan2(sine, w))
+    return np.asarray(vector / sine * (2.0 * np.arctan2(sine, w)))
 
 
 def _exp_rotation(rotation_vector: Array) -> Array:
@@ -119,7 +119,7 @@ def _exp_rotation(rotation_vector: Array) -> Array:
         axis_cross = _cross_matrix(rotation_vector)
         return np.eye(3) + axis_cross
     k = _cross_matrix(rotation_vector / angle)
-    return np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k)
+    return np.asarray(np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * (k @ k))
 
 
 def _cross_matrix(v: Array) -> Array:
@@ -163,7 +163,7 @@ class SE3:
     @property
     def matrix(self) -> Array:
         """(4, 4) homogeneous matrix, float64."""
-        m = np.eye(4)
+        m: Array = np.eye(4)
         m[:3, :3] = self.rotation
         m[:3, 3] = self.translation
         return m
@@ -175,9 +175,7 @@ class SE3:
 
     def __matmul__(self, other: SE3) -> SE3:
         """`a_from_b @ b_from_c` is `a_from_c`."""
-        return SE3(
-            self.rotation @ other.rotation, self.rotation @ other.translation + self.translation
-        )
+        return SE3(self.rotation @ other.rotation, self.rotation @ other.translation + self.translation)
 
     def inverse(self) -> SE3:
         """`b_from_a` of an `a_from_b`."""
@@ -185,7 +183,7 @@ class SE3:
 
     def apply(self, points_N3: ArrayLike) -> Array:
         """Move points (..., 3) [m] from frame b to frame a; float64, same shape."""
-        return np.asarray(points_N3, dtype=np.float64) @ self.rotation.T + self.translation
+        return np.asarray(np.asarray(points_N3, dtype=np.float64) @ self.rotation.T + self.translation)
 
     def interpolate(self, other: SE3, fraction: float) -> SE3:
         """Transform a `fraction` of the way to `other`: linear in translation, geodesic in rotation.
@@ -225,20 +223,18 @@ class SE2:
     def inverse(self) -> SE2:
         """`b_from_a` of an `a_from_b`."""
         c, s = np.cos(self.yaw), np.sin(self.yaw)
-        return SE2(
-            float(-c * self.x - s * self.y), float(s * self.x - c * self.y), float(-self.yaw)
-        )
+        return SE2(float(-c * self.x - s * self.y), float(s * self.x - c * self.y), float(-self.yaw))
 
     def apply(self, points_N2: ArrayLike) -> Array:
         """Move points (..., 2) [m] from frame b to frame a; float64, same shape."""
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         rotation = np.array([[c, -s], [s, c]])
-        return np.asarray(points_N2, dtype=np.float64) @ rotation.T + np.array([self.x, self.y])
+        return np.asarray(np.asarray(points_N2, dtype=np.float64) @ rotation.T + np.array([self.x, self.y]))
 
     def rotate(self, vectors_N2: ArrayLike) -> Array:
         """Rotate vectors (..., 2), velocities for example, without moving them."""
         c, s = np.cos(self.yaw), np.sin(self.yaw)
-        return np.asarray(vectors_N2, dtype=np.float64) @ np.array([[c, -s], [s, c]]).T
+        return np.asarray(np.asarray(vectors_N2, dtype=np.float64) @ np.array([[c, -s], [s, c]]).T)
 
     def interpolate(self, other: SE2, fraction: float) -> SE2:
         """`fraction` of the way to `other`, turning the short way round."""

@@ -82,7 +82,7 @@ class NetworkConfig(BaseModel):
     @property
     def times_T(self) -> NDArray[np.float64]:
         """(horizon_steps,) [s] after the frame."""
-        return self.step_s * np.arange(1, self.horizon_steps + 1)
+        return self.step_s * np.arange(1, self.horizon_steps + 1, dtype=np.float64)
 
 
 SIZES: dict[str, NetworkConfig] = {

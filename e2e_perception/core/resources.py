@@ -58,3 +58,12 @@ def resource_dir() -> Path:
         ConfigError: If the installation is incomplete.
     """
     return _find("resource", _PACKAGE_DIR, _prefixes())
+
+
+def message_dir() -> Path:
+    """Directory of the definitions of the package's own messages, `*.msg`.
+
+    Raises:
+        ConfigError: If the installation is incomplete.
+    """
+    return _find("msg", _PACKAGE_DIR, _prefixes())

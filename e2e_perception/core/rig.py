@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from e2e_perception.core.errors import RigError
 from e2e_perception.core.frames import BODY_FROM_OPTICAL, SE3
+from e2e_perception.core.resources import config_dir
 
 Vector3 = tuple[float, float, float]
 
@@ -73,9 +74,7 @@ class Camera(_Sensor):
     @property
     def intrinsics(self) -> NDArray[np.float64]:
         """(3, 3) camera matrix [px], image origin at the centre of the top-left pixel."""
-        return np.array(
-            [[self.fx_px, 0.0, self.cx_px], [0.0, self.fy_px, self.cy_px], [0.0, 0.0, 1.0]]
-        )
+        return np.array([[self.fx_px, 0.0, self.cx_px], [0.0, self.fy_px, self.cy_px], [0.0, 0.0, 1.0]])
 
     @property
     def base_from_sensor(self) -> SE3:
@@ -135,9 +134,7 @@ class Rig(_Frozen):
     route_topic: str = "/route"
     ego_length: float = Field(4.6, gt=0.0, description="Length of the robot [m].")
     ego_width: float = Field(1.9, gt=0.0, description="Width of the robot [m].")
-    ego_center_x: float = Field(
-        1.4, description="Centre of the robot ahead of `base_link` (rear axle) [m]."
-    )
+    ego_center_x: float = Field(1.4, description="Centre of the robot ahead of `base_link` (rear axle) [m].")
     sensors: tuple[Sensor, ...]
 
     @model_validator(mode="after")
@@ -182,18 +179,14 @@ class Rig(_Frozen):
         """The same rig with the topics of some sensors replaced, by sensor name."""
         for name in topics:
             self.sensor(name)
-        sensors = tuple(
-            s.model_copy(update={"topic": topics.get(s.name, s.topic)}) for s in self.sensors
-        )
+        sensors = tuple(s.model_copy(update={"topic": topics.get(s.name, s.topic)}) for s in self.sensors)
         return self.model_copy(update={"sensors": sensors})
 
     def with_sensors(self, replacements: dict[str, Camera | Lidar | Radar]) -> Rig:
         """The same rig with some sensors replaced, by name (calibration from CameraInfo or TF)."""
         for name in replacements:
             self.sensor(name)
-        return self.model_copy(
-            update={"sensors": tuple(replacements.get(s.name, s) for s in self.sensors)}
-        )
+        return self.model_copy(update={"sensors": tuple(replacements.get(s.name, s) for s in self.sensors)})
 
 
 def load_rig(path: str | Path) -> Rig:
@@ -218,3 +211,20 @@ def load_rig(path: str | Path) -> Rig:
             for item in error.errors()
         )
         raise RigError(f"rig file {path}: {details}") from error
+
+
+def find_rig(path_or_name: str | Path) -> Rig:
+    """The rig in a file, or the shipped one of that name (`config/rigs/NAME.yaml`).
+
+    Raises:
+        RigError: If there is none, the message lists the shipped ones; or if it is malformed.
+    """
+    text = str(path_or_name)
+    if Path(text).is_file():
+        return load_rig(text)
+    shipped = {path.stem: path for path in sorted((config_dir() / "rigs").glob("*.yaml"))}
+    if text in shipped:
+        return load_rig(shipped[text])
+    raise RigError(
+        f"no rig {text!r}: neither a file nor one of the shipped rigs ({', '.join(shipped) or 'none'})"
+    )

@@ -65,9 +65,7 @@ class Route:
             Points (..., 2) [m] and tangents (..., 2).
         """
         s = np.asarray(s, np.float64)
-        i = np.clip(
-            np.searchsorted(self.arc_lengths_R, s, side="right") - 1, 0, len(self.points_R2) - 2
-        )
+        i = np.clip(np.searchsorted(self.arc_lengths_R, s, side="right") - 1, 0, len(self.points_R2) - 2)
         start = self.points_R2[i]
         along = self.points_R2[i + 1] - start
         tangents = along / np.linalg.norm(along, axis=-1, keepdims=True)
@@ -139,9 +137,7 @@ def route_input(route: Route, route_from_base: SE2, near_s: float | None = None)
     s0, d0 = route.project((route_from_base.x, route_from_base.y), near_s)
     points, tangents = route.at(s0 + ROUTE_SPACING * np.arange(ROUTE_POINTS))
     base_from_route = route_from_base.inverse()
-    features = np.concatenate(
-        [base_from_route.apply(points), base_from_route.rotate(tangents)], axis=1
-    )
+    features = np.concatenate([base_from_route.apply(points), base_from_route.rotate(tangents)], axis=1)
     heading = float(np.arctan2(tangents[0, 1], tangents[0, 0]))
     return RouteInput(
         features_R4=features.astype(np.float32),

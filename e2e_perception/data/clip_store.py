@@ -1,9 +1,9 @@
 """Clips on disk: one zarr v3 group per clip, one Parquet row per clip, nothing half-written in between.
 
-    dataset/
-      clips/<clip id>/      a zarr group, one chunk per array
-      index/<clip id>.json  its row, written last: a clip without a row does not exist
-      index.parquet         all rows, rebuilt by `finish`
+dataset/
+  clips/<clip id>/      a zarr group, one chunk per array; arrays under 64 KiB share one, `packed`
+  index/<clip id>.json  its row, written last: a clip without a row does not exist
+  index.parquet         all rows, rebuilt by `finish`
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BloscShuffle
+from zarr.codecs import ZstdCodec
 
 from e2e_perception.core.clips import ARRAY_FIELDS, Clip
 from e2e_perception.core.errors import InputError
 
 INDEX = "index.parquet"
 VALIDATION_SHARE = 0.1
+PACKED = "packed"
+# Opening an array costs half a millisecond whatever its size, and a clip has a dozen of a few kilobytes.
+PACKED_BELOW_BYTES = 65536
 _CLIP_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _SCHEMA = pa.schema(
     [
@@ -85,13 +88,7 @@ class ClipWriter:
         final = self.path / "clips" / clip_id
         scratch = self.path / "clips" / f".{clip_id}.{os.getpid()}"
         shutil.rmtree(scratch, ignore_errors=True)
-        group = zarr.open_group(scratch, mode="w", zarr_format=3)
-        codec = BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.shuffle)
-        for name, value in clip.arrays().items():
-            array = group.create_array(
-                name, shape=value.shape, dtype=value.dtype, chunks=value.shape, compressors=[codec]
-            )
-            array[...] = value
+        _write_arrays(scratch, clip.arrays())
         if final.exists():
             shutil.rmtree(final)  # left by a writer that was killed before it wrote the row
         scratch.rename(final)
@@ -201,13 +198,53 @@ class ClipStore:
                 )
 
 
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Write arrays to a new zarr group; small ones are laid end to end, the layout is an attribute."""
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    layout: list[dict[str, Any]] = []
+    small: list[NDArray[np.uint8]] = []
+    position = 0
+    stored: dict[str, NDArray[np.generic]] = {}
+    for name, value in arrays.items():
+        if value.nbytes >= PACKED_BELOW_BYTES:
+            stored[name.replace("/", ".")] = value
+            layout.append({"name": name, "array": name.replace("/", ".")})
+            continue
+        raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        raw = np.pad(raw, (0, -raw.size % 8))  # so that every array begins aligned
+        layout.append({"name": name, "dtype": value.dtype.str, "shape": value.shape, "offset": position})
+        small.append(raw)
+        position += raw.size
+    stored[PACKED] = np.concatenate([*small, np.zeros(1, np.uint8)])
+    group.attrs["layout"] = layout
+    for name, value in stored.items():
+        array = group.create_array(
+            name, shape=value.shape, dtype=value.dtype, chunks=value.shape, compressors=[ZstdCodec(level=1)]
+        )
+        array[...] = value
+
+
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """All arrays of a clip's group; nested groups are flattened with `/`."""
+    """All arrays of a clip's group, by their names."""
     if not path.is_dir():
         raise OSError(f"{path.name} is not there")
     group = zarr.open_group(path, mode="r", zarr_format=3)
+    packed = _array(group, PACKED)
     arrays: dict[str, NDArray[np.generic]] = {}
-    for name, member in group.members(max_depth=None):
-        if isinstance(member, zarr.Array):
-            arrays[name] = np.asarray(member[...])
+    layout: Any = group.attrs["layout"]
+    for entry in layout:
+        if "array" in entry:
+            arrays[entry["name"]] = _array(group, entry["array"])
+            continue
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        offset = int(entry["offset"])
+        raw = packed[offset : offset + int(np.prod(shape)) * dtype.itemsize]
+        arrays[entry["name"]] = raw.view(dtype).reshape(shape) if raw.size else np.empty(shape, dtype)
     return arrays
+
+
+def _array(group: zarr.Group, name: str) -> NDArray[Any]:
+    member = group[name]
+    if not isinstance(member, zarr.Array):
+        raise OSError(f"{name} is no array")
+    return np.asarray(member[...])

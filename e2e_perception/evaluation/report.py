@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from e2e_perception.core.boxes import CLASSES, Boxes
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
-from e2e_perception.core.results import FrameResult
+from e2e_perception.core.messages import plan_reason
+from e2e_perception.core.results import FrameResult, Health
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.tracks import Tracks
 from e2e_perception.core.trajectories import Plan
@@ -36,7 +37,6 @@ VIEW_Z = (-1.0, 4.1)
 POINT_CELL = 0.25  # [m] at most one stored point per cell of this size
 POINT_BYTES = 5  # int16 x, int16 y [cm], uint8 z
 POINT_BUDGET = 3_000_000  # [B] of packed points in the whole report
-_SUPERVISOR_STOP = "stop by the safety supervisor"
 
 
 @dataclass(frozen=True)
@@ -72,30 +72,6 @@ class ReportFrame:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     ego: EgoState | None = None
     labels: Boxes | None = None
-
-
-def explain_plan(plan: Plan) -> str:
-    """One sentence on why this plan: which terms separated it from the runner-up."""
-    if plan.candidate < 0:
-        return _SUPERVISOR_STOP
-    total = sum(plan.costs.values())
-    if plan.runner_up < 0:
-        return f"proposal {plan.candidate} at cost {total:.2f}, without a rival"
-    margin = sum(plan.runner_up_costs.values()) - total
-    gains = {
-        term: plan.runner_up_costs.get(term, 0.0) - cost
-        for term, cost in plan.costs.items()
-        if abs(plan.runner_up_costs.get(term, 0.0) - cost) >= 0.005
-    }
-    ordered = sorted(gains, key=lambda term: -gains[term])
-    better = [f"{term} ({gains[term]:+.2f})" for term in ordered if gains[term] > 0][:2]
-    worse = [f"{term} ({gains[term]:+.2f})" for term in reversed(ordered) if gains[term] < 0][:1]
-    sentence = f"proposal {plan.candidate} beat {plan.runner_up} by {margin:.2f}"
-    if better:
-        sentence += f": better on {' and '.join(better)}"
-    if worse:
-        sentence += f", worse on {worse[0]}"
-    return sentence
 
 
 def pack_points(points_N3: NDArray[np.floating], limit: int) -> bytes:
@@ -193,7 +169,7 @@ def _frame(frame: ReportFrame, first_ns: int, max_points: int) -> dict[str, Any]
         "t": round((result.stamp_ns - first_ns) * 1e-9, 3),
         "stamp": str(result.stamp_ns),
         "tracks": None if result.tracks is None else _tracks(result.tracks),
-        "plan": None if result.plan is None else _plan(result.plan),
+        "plan": None if result.plan is None else _plan(result.plan, health),
         "labels": None if frame.labels is None else _labels(frame.labels),
         "ego": None if frame.ego is None else _ego(frame.ego),
         "points": None
@@ -253,7 +229,7 @@ def _box(boxes: Boxes, i: int) -> list[float | None]:
     ]
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: Plan, health: Health) -> dict[str, Any]:
     return {
         "times": _rounded(plan.times_P, 2),
         "xy": _rounded(plan.points_P2.ravel(), 2),
@@ -264,7 +240,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "costs": {term: _round(cost, 3) for term, cost in plan.costs.items()},
         "rival": {term: _round(cost, 3) for term, cost in plan.runner_up_costs.items()},
         "assumed": plan.route_assumed,
-        "why": explain_plan(plan),
+        "why": plan_reason(plan, health),
     }
 
 

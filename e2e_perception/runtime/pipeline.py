@@ -213,10 +213,8 @@ class Pipeline:
         return [self._process(frame, now_ns) for frame in frames if self._is_wanted(frame, now_ns)]
 
     def idle(self, now_ns: int) -> FrameResult | None:
-        """Call it regularly: what to publish while no frame comes.
+        """What to publish while no frame comes; call it regularly.
 
-        Args:
-            now_ns: Present time [ns].
         Returns:
             None while all is well; once no frame has come for `supervisor.silence_ms`, a stop with the state
             of the stack, again every half second.
@@ -310,7 +308,7 @@ class Pipeline:
             self._health.drops[perceived.cause] += 1
         self._line.unusable, self._line.last_stamp_ns = prepared.reasons, stamp_ns
         sensors = self._health.sensors(self.assembler.reports(), prepared.reasons)
-        warnings, notes = self._warnings(prepared)
+        warnings, notes = self._remarks(prepared)
         state, _ = self.supervisor.step(
             FrameFacts(
                 stamp_ns=stamp_ns,
@@ -334,11 +332,12 @@ class Pipeline:
                 plan = self._stop(stamp_ns, place, ego, route=prepared.route)
         self._publish(plan, place)
         self._health.frames += 1
+        self._health.plans += plan is not None
         self._line.last_frame_now_ns, self._line.last_idle_ns = now_ns, None
         health = self._health.report(state, self.supervisor.reasons, sensors, self.assembler.drops())
         return FrameResult(stamp_ns, perceived.tracks, plan, perceived.candidates, health)
 
-    def _warnings(self, prepared: PreparedFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _remarks(self, prepared: PreparedFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of route, and of odometry since the last frame: reasons not to be nominal, and mere notes."""
         warnings, notes = [], []
         if self.ego.num_jumps > self._num_jumps:
@@ -388,10 +387,8 @@ class Pipeline:
         return carried_on(self._line.published, stamp_ns, base_from_plan)
 
     def _publish(self, plan: Plan | None, place: Place | None) -> None:
+        assert plan is None or plan.is_finite
         self._line.published, self._line.published_at = plan, place
-        if plan is not None:
-            assert plan.is_finite
-            self._health.plans += 1
 
     def _forget(self) -> None:
         """Start a new timeline; identities go on."""

@@ -52,7 +52,9 @@ class Alignment:
             return Alignment("sine", length, amplitude=amplitude, pulsation=pulsation, phase=phase)
         return Alignment("straight", length)
 
-    def lane(self, offset: float, width: float, speed_limit: float, *, oncoming: bool = False) -> AbstractLane:
+    def lane(
+        self, offset: float, width: float, speed_limit: float, *, oncoming: bool = False
+    ) -> AbstractLane:
         """The lane `offset` m right of the reference line; an oncoming one runs against it."""
         common = {"width": width, "speed_limit": speed_limit}
         if self.shape == "arc":

@@ -194,9 +194,9 @@ class TrafficRoad(HighwayRoad):
         )
 
     def walker_ahead(self, vehicle: TrafficVehicle) -> float:
-        """Distance [m] from the front bumper to the nearest walker who is in the way or about to be; inf: none.
+        """Distance [m] from the front bumper to the nearest walker in the way or about to be; inf: none.
 
-        About to be: at the present velocity, within three seconds, and not gone before the vehicle is there.
+        About to be: at the present velocity, within 3.5 s, and not gone before the vehicle is there.
         """
         if not self.walkers:
             return np.inf
@@ -214,15 +214,19 @@ class TrafficRoad(HighwayRoad):
             if abs(walker_r) >= half:
                 approach = -np.sign(walker_r) * sideways
                 if approach < 0.3:
+                    vehicle.yielding_to.discard(walker)
                     continue
                 enters, leaves = (abs(walker_r) - half) / approach, (abs(walker_r) + half) / approach
                 arrives = max(gap, 0.0) / max(vehicle.speed, 0.5)
-                if enters > 3.0 or leaves + 1.0 < arrives or arrives + 1.5 < enters:
+                # Who is yielded to stays so: braking makes the vehicle later, which is no reason to go on.
+                if walker not in vehicle.yielding_to and (
+                    enters > 3.5
+                    or leaves + 1.0 < arrives
+                    or arrives + 1.5 < enters
+                    or (vehicle.cautious and self._is_hidden((s, r), (walker_s, walker_r)))
+                ):
                     continue
-                hidden = vehicle.cautious and self._is_hidden((s, r), (walker_s, walker_r))
-                if hidden and walker not in vehicle.noticed:
-                    continue
-            vehicle.noticed.add(walker)
+            vehicle.yielding_to.add(walker)
             nearest = gap
         return nearest
 
@@ -307,7 +311,7 @@ class TrafficVehicle(IDMVehicle):
         self.script = script
         self.rear_axle = 0.3 * self.LENGTH if rear_axle is None else rear_axle
         self.cautious = cautious
-        self.noticed: set[Walker] = set()
+        self.yielding_to: set[Walker] = set()
         # Windows (start, end, offset) [s], [s], [m] in which the driver aims beside the lane's centre.
         self.swerves: list[tuple[float, float, float]] = []
         self.lateral_bias = 0.0
@@ -324,7 +328,7 @@ class TrafficVehicle(IDMVehicle):
         wanted = self.action["acceleration"]
         gap = self.road.walker_ahead(self)
         if np.isfinite(gap):
-            wanted = min(wanted, self._idm(gap, 0.0))
+            wanted = min(wanted, self._follow(gap, 0.0, 0.0))
         scripted = None if self.script is None else self.script(self.road.time)
         if scripted is not None:
             wanted = min(wanted, scripted)
@@ -340,22 +344,39 @@ class TrafficVehicle(IDMVehicle):
         if not isinstance(ego_vehicle, TrafficVehicle):
             return 0.0
         if front_vehicle is None:
-            return ego_vehicle._idm(np.inf, 0.0)
+            return ego_vehicle._follow(np.inf, 0.0, 0.0)
         index = ego_vehicle.lane_index
-        ahead = self.road.lane_position(front_vehicle, index)[0] - self.road.lane_position(ego_vehicle, index)[0]
+        ahead = (
+            self.road.lane_position(front_vehicle, index)[0] - self.road.lane_position(ego_vehicle, index)[0]
+        )
         gap = ahead - (ego_vehicle.LENGTH + front_vehicle.LENGTH) / 2.0
         front_speed = front_vehicle.speed * np.cos(front_vehicle.heading - ego_vehicle.heading)
-        return ego_vehicle._idm(gap, max(float(front_speed), 0.0))
+        front_acceleration = getattr(front_vehicle, "applied_acceleration", 0.0)
+        return ego_vehicle._follow(gap, max(float(front_speed), 0.0), front_acceleration)
 
-    def _idm(self, gap: float, front_speed: float) -> float:
+    def _follow(self, gap: float, front_speed: float, front_acceleration: float) -> float:
+        """Acceleration [m/s^2] behind somebody: IDM, calmed where it overreacts to a short gap.
+
+        The calm part is the constant-acceleration heuristic of Kesting, Treiber and Helbing (Phil. Trans.
+        R. Soc. A 368, 2010), coolness 0.99: nobody brakes to a stop because somebody cut in at the same speed.
+        """
         style, v = self.style, self.speed
-        free = style.acceleration * (1.0 - (v / max(self.target_speed, 0.1)) ** 4)
-        free = max(free, -style.braking)
+        a, b = style.acceleration, style.braking
+        free = max(a * (1.0 - (v / max(self.target_speed, 0.1)) ** 4), -b)
         if not np.isfinite(gap):
             return free
-        closing = v * (v - front_speed) / (2.0 * np.sqrt(style.acceleration * style.braking))
-        wanted = style.standing_gap + max(0.0, v * style.time_gap + closing)
-        return max(free - style.acceleration * (wanted / max(gap, 0.3)) ** 2, -MAX_BRAKING)
+        gap = max(gap, 0.3)
+        closing = v - front_speed
+        wanted = style.standing_gap + max(0.0, v * style.time_gap + v * closing / (2.0 * np.sqrt(a * b)))
+        idm = free - a * (wanted / gap) ** 2
+        front_a = min(front_acceleration, a)
+        if front_speed * closing <= -2.0 * gap * front_a and front_speed**2 - 2.0 * gap * front_a > 1e-3:
+            calm = v**2 * front_a / (front_speed**2 - 2.0 * gap * front_a)
+        else:
+            calm = front_a - max(closing, 0.0) ** 2 / (2.0 * gap)
+        if idm < calm:
+            idm = 0.01 * idm + 0.99 * (calm + b * np.tanh((idm - calm) / b))
+        return float(max(idm, -MAX_BRAKING))
 
     def steering_control(self, target_lane_index: LaneIndex) -> float:
         """Pure pursuit of the lane's centre from the rear axle; the wheel angle [rad]."""
@@ -378,7 +399,7 @@ class TrafficVehicle(IDMVehicle):
         return 0.6 * self.LENGTH
 
     def step(self, dt: float) -> None:
-        """Move by `dt` seconds: a kinematic bicycle about its rear axle, wheel and pedal with limited speed."""
+        """Move by `dt` seconds: a kinematic bicycle about its rear axle; steering and pedals are rate-limited."""
         self.timer += dt
         change = self.action["acceleration"] - self.applied_acceleration
         up = self.style.max_jerk / 3.0

@@ -20,8 +20,9 @@ from e2e_perception.simulation.solid_geometry import Segments, box_entries, segm
 
 NOTHING, GROUND = -2, -1  # in place of a row of `solids`
 
-# A return is detected with probability 1 - exp(-(signal / SIGNAL_KNEE)^2), signal = reflectivity * cosine / range^2
-# (the lidar equation for a target that fills the beam). At 1.8 m above asphalt that halves ground returns at 65 m.
+# A return is detected with probability 1 - exp(-(signal / SIGNAL_KNEE)^2), where the signal is reflectivity *
+# cosine / range^2, the lidar equation for a target that fills the beam. Seen from 1.8 m, half of the returns
+# from asphalt are lost at 65 m.
 SIGNAL_KNEE = 1.5e-6  # [1/m^2]
 # Intensity as sensors report it, partly corrected for range and angle.
 INTENSITY_RANGE = 120.0  # [m] over which it falls to 1/e
@@ -91,12 +92,16 @@ def simulate_lidar_with_labels(
     kept = rng.random(len(met), dtype=np.float32) < detected * transmission * np.float32(1.0 - lidar.dropout)
     ranges, cosines, reflectivities, solids = (a[kept] for a in (ranges, cosines, reflectivities, solids))
 
-    intensity = reflectivities * (INTENSITY_GRAZING + (1.0 - INTENSITY_GRAZING) * cosines) * transmission[kept]
+    intensity = (
+        reflectivities * (INTENSITY_GRAZING + (1.0 - INTENSITY_GRAZING) * cosines) * transmission[kept]
+    )
     intensity *= np.exp(ranges * np.float32(-1.0 / INTENSITY_RANGE))
     intensity *= 1.0 + np.float32(INTENSITY_NOISE) * rng.standard_normal(len(ranges), dtype=np.float32)
     noisy = ranges + np.float32(lidar.range_noise) * rng.standard_normal(len(ranges), dtype=np.float32)
     x, y, z = directions_3K[:, kept] * noisy
-    sample = PointsSample({"x": x, "y": y, "z": z, "intensity": np.clip(intensity, 0.0, 1.0).astype(np.float32)})
+    sample = PointsSample(
+        {"x": x, "y": y, "z": z, "intensity": np.clip(intensity, 0.0, 1.0).astype(np.float32)}
+    )
     labels = np.where(solids >= 0, np.append(snapshot.solids.labels_N, -1)[np.maximum(solids, -1)], -1)
     return sample, labels
 
@@ -169,7 +174,7 @@ def _pairs(
     corners = odom_from_lidar.inverse().apply(boxes.corners_N83())
     x, y, z = corners[..., 0], corners[..., 1], corners[..., 2]
 
-    # The corners' azimuths leave a gap of more than half a turn unless the lidar is above, below or in the box.
+    # The azimuths leave a gap of half a turn or more unless the box is above, below or around the lidar.
     azimuths = np.sort(np.arctan2(y, x), axis=1)
     gaps = np.diff(azimuths, axis=1, append=azimuths[:, :1] + 2.0 * np.pi)
     widest = np.argmax(gaps, axis=1)

@@ -1,7 +1,7 @@
 """An automotive radar: a few reflections per visible object, with Doppler, and clutter.
 
-It measures in the plane of its antenna: reflections come from the height of the radar where the object reaches
-it. Multipath is not modelled. Legend: N solids, K reflections.
+It measures in the plane of its antenna: reflections come from the height of the radar where the object
+reaches it. Multipath is not modelled. Legend: N solids, K reflections.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from e2e_perception.core.samples import PointsSample
 from e2e_perception.simulation.scene import Snapshot
 from e2e_perception.simulation.solid_geometry import Segments, occluded, segments
 
-# Probability of detection is a logistic function of the signal in dB over a threshold that an object of 0 dBsm
-# reaches at `SENSITIVITY_RANGE` times the greatest range; power falls with the fourth power of range.
+# Probability of detection is a logistic function of the signal in dB over a threshold, which an object of
+# 0 dBsm reaches at `SENSITIVITY_RANGE` times the greatest range; power falls with the fourth power of range.
 SENSITIVITY_RANGE = 0.6
 DETECTION_SLOPE_DB = 2.0
 RCS_NOISE_DB = 2.0  # standard deviation: interference of an object's own reflections
@@ -56,8 +56,8 @@ def simulate_radar(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -
         radar: Mounting, field of view and noise.
         rng: Draws reflections, noise, losses and clutter.
     Returns:
-        Fields `x`, `y`, `z` [m], `velocity` [m/s] (Doppler relative to the moving radar, positive when receding)
-        and `rcs` [dBsm].
+        Fields `x`, `y`, `z` [m], `velocity` [m/s] (Doppler relative to the moving radar, positive when
+        receding) and `rcs` [dBsm].
     """
     echoes = reflections(snapshot, radar, rng)
     ranges = np.linalg.norm(echoes.points_K3, axis=1)
@@ -123,12 +123,12 @@ def _points_on_faces(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(K, 3) [m], odom frame, on vertical faces that are turned towards the viewpoint; (K,) their solids.
 
-    Wide outlines get more points, and a point falls on a face with probability in proportion to its visible width.
+    Wide outlines get more points; the chance of a face is in proportion to its visible width.
     """
     view_N3 = boxes.to_box_frames_N3(viewpoint_3)
     outside_N2 = np.maximum(np.abs(view_N3[:, :2]) - boxes.halves_N3[:, :2], 0.0)
     distance_N = np.maximum(np.linalg.norm(view_N3[:, :2], axis=1), 1e-6)
-    # A face across x is as wide as the box is in y, seen under the angle that the viewpoint is in front of it.
+    # A face across x is as wide as the box is in y, foreshortened unless the viewpoint is right before it.
     width_N2 = 2.0 * boxes.halves_N3[:, 1::-1] * outside_N2 / distance_N[:, None]
     total_N = width_N2.sum(axis=1)
     num_N = np.clip(np.ceil(total_N / REFLECTION_SPACING), 1, MAX_REFLECTIONS).astype(np.int64)
@@ -148,7 +148,7 @@ def _points_on_faces(
 
 
 def _clutter(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(5, K) rows x, y, z, velocity, rcs: returns from nothing in particular, mostly still against the ground."""
+    """(5, K) rows x, y, z, velocity, rcs: returns from nothing in particular, mostly still over ground."""
     num = int(rng.poisson(radar.clutter))
     azimuths = np.deg2rad(rng.uniform(-0.5, 0.5, num) * radar.fov_deg)
     ranges = rng.uniform(MIN_RANGE, max(radar.max_range, MIN_RANGE), num)

@@ -89,13 +89,8 @@ class RoadSurface:
         key = (int(np.floor(center_2[0] / TILE)), int(np.floor(center_2[1] / TILE)))
         if self._window is None or key != self._window_key:
             first = (key[0] - WINDOW_TILES // 2, key[1] - WINDOW_TILES // 2)
-            texture = np.concatenate(
-                [
-                    np.concatenate([self._tile(first[0] + i, first[1] + j) for i in range(WINDOW_TILES)], axis=1)
-                    for j in range(WINDOW_TILES)
-                ],
-                axis=0,
-            )
+            steps = range(WINDOW_TILES)
+            texture = np.block([[[self._tile(first[0] + i, first[1] + j)] for i in steps] for j in steps])
             self._window = GroundTexture(
                 origin_2=np.array(first, np.float64) * TILE,
                 rgb_HW3=np.ascontiguousarray(texture[..., :3]),
@@ -185,9 +180,10 @@ def _strips(points_N2: NDArray[np.float64], width: float, dashed: bool) -> NDArr
 
 @functools.cache
 def _noise() -> NDArray[np.float32]:
-    """(TILE_TEXELS, TILE_TEXELS) float32 with unit deviation: grain and patches, without seams when repeated."""
+    """(TILE_TEXELS, TILE_TEXELS) float32, deviation about 1: grain and patches; repeats without seams."""
     rng = np.random.default_rng(20)
     grain, patches = rng.standard_normal((2, TILE_TEXELS, TILE_TEXELS), dtype=np.float32)
     margin = 64
-    smooth = cv2.GaussianBlur(np.pad(patches, margin, mode="wrap"), (0, 0), 14.0)[margin:-margin, margin:-margin]
+    smooth = cv2.GaussianBlur(np.pad(patches, margin, mode="wrap"), (0, 0), 14.0)
+    smooth = smooth[margin:-margin, margin:-margin]
     return np.asarray(0.7 * grain + 0.7 * smooth / smooth.std(), np.float32)

@@ -215,7 +215,7 @@ def _poles(clutter: Clutter, alignment: Alignment, side: float, r: float, rng: n
 
 
 def surface(alignment: Alignment, section: CrossSection, to_odom: ToOdom) -> Road:
-    """The whole road in the odom frame; one object per scenario, so that whoever draws it can keep the result."""
+    """The whole road, odom frame; one object per scenario, so that whoever draws it can keep the result."""
     s = np.arange(0.0, alignment.length + 1e-9, 4.0)
     left, right = (to_odom(alignment.positions(s, r)) for r in (section.left, section.right))
     markings = tuple(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from e2e_perception.core.frames import SE3
 from e2e_perception.simulation.scene import Solids
 
-MAX_SEGMENT = 10.0  # [m] longer boxes are cut, so that haze, culling and ray windows stay local
+MAX_SEGMENT = 20.0  # [m] longer boxes are cut, so that haze, culling and ray windows stay local
 CORNER_SIGNS_83 = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
 _FOOTPRINT = [0, 2, 6, 4]  # one corner of each vertical edge
 _TOUCHING = 1e-3  # [m] boxes that overlap by less count as separate
@@ -113,7 +113,8 @@ def box_entries(
     near = middle - reach
     entry = np.maximum(np.maximum(near[0], near[1]), near[2])
     leave = np.min(middle + reach, axis=0)
-    slope = np.where(entry == near[0], directions[0], np.where(entry == near[1], directions[1], directions[2]))
+    across_y = np.where(entry == near[1], directions[1], directions[2])
+    slope = np.where(entry == near[0], directions[0], across_y)
     return np.where((entry <= leave) & (entry > 0.0), entry, np.inf), np.abs(slope)
 
 
@@ -146,9 +147,9 @@ def occlusion_order(
 ) -> NDArray[np.int64]:
     """Order in which boxes must be painted, back to front.
 
-    A face plane that separates two boxes tells which of them cannot hide the other: the one on the far side from
-    the viewpoint. For disjoint upright boxes that is exact, whatever their lengths; sorting by distance is not.
-    Boxes that run into each other, and the rare cycle, fall back to the distance of the nearest point.
+    A face plane that separates two boxes tells which of them cannot hide the other: the one on the far side
+    from the viewpoint. Sorting by distance fails for long boxes beside short ones, this does not. Boxes that
+    run into each other, and the rare cycle, fall back to the distance of the nearest point.
 
     Args:
         boxes: N boxes.
@@ -183,7 +184,8 @@ def _may_hide(
     corners = boxes.corners_N83()[j][:, _FOOTPRINT, :2] - boxes.centers_N3[i, None, :2]  # (P, 4, 2)
     c, s = boxes.cosines_N[i, None], boxes.sines_N[i, None]
     x, y = c * corners[..., 0] + s * corners[..., 1], c * corners[..., 1] - s * corners[..., 0]
-    z = (boxes.centers_N3[j, 2] - boxes.centers_N3[i, 2])[:, None] + boxes.halves_N3[j, 2:] * np.array([-1, 1])
+    lift = (boxes.centers_N3[j, 2] - boxes.centers_N3[i, 2])[:, None]
+    z = lift + boxes.halves_N3[j, 2:] * np.array([-1.0, 1.0])
     cannot_hide = np.zeros((num, num), np.bool_)
     for axis, other in enumerate((x, y, z)):
         half, view = boxes.halves_N3[i, axis], view_N3[i, axis]

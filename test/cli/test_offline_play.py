@@ -40,7 +40,7 @@ class WaitingStack:
 def run(arrivals_ns: list[int], wait_ns: int) -> tuple[list[tuple[int, int]], WaitingStack]:
     stack, results = WaitingStack(wait_ns), []
     events = [Event(t, SensorMessage("top", t, t, None)) for t in arrivals_ns]
-    play(stack, events, lambda result, is_frame: results.append(result))  # type: ignore[arg-type]
+    play(stack, events, lambda result, now_ns, is_frame: results.append(result))  # type: ignore[arg-type]
     return results, stack
 
 
@@ -69,7 +69,7 @@ def test_a_deadline_that_never_clears_does_not_hang() -> None:
 
     stack = Stuck(0)
     events = [Event(t, SensorMessage("top", t, t, None)) for t in (0, 500_000_000)]
-    play(stack, events, lambda result, is_frame: None)  # type: ignore[arg-type]
+    play(stack, events, lambda result, now_ns, is_frame: None)  # type: ignore[arg-type]
 
 
 def test_an_arrival_before_the_last_one_is_passed_on_for_the_stack_to_judge() -> None:

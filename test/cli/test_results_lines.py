@@ -39,7 +39,9 @@ def make_result(stamp_ns: int, ids: list[int], infer_ms: float = 10.0, *, finite
     )
     two = np.array([1.0, 2.0])
     speeds = two if finite else np.array([1.0, np.nan])
-    plan = Plan(stamp_ns, two / 2, np.stack([two, two * 0], 1), two * 0, speeds, two * 0, 3, {"comfort": 0.125})
+    plan = Plan(
+        stamp_ns, two / 2, np.stack([two, two * 0], 1), two * 0, speeds, two * 0, 3, {"comfort": 0.125}
+    )
     health = Health(SafetyState.NOMINAL, (), (), "b", "t", 1, 1, {}, {"infer": infer_ms, "wait": 1.0})
     return FrameResult(stamp_ns, tracks, plan, None, health)
 

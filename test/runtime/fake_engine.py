@@ -113,7 +113,7 @@ def scene_outputs(
 
 @dataclass
 class FakeEngine:
-    """Sees `things` at `seconds(call)` from `base_from_odom(call)`; `spoil` may change or replace what it says."""
+    """Sees `things` every `period_s` from `base_from_odom(call)`; `spoil` may change what it says."""
 
     network: NetworkConfig = NETWORK
     things: Sequence[Thing] = ()

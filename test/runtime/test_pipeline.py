@@ -44,9 +44,8 @@ RIG = Rig(
         ),
     ),
 )
-CLOUD = PointsSample(
-    {name: np.full(5, value, np.float32) for name, value in dict(x=8.0, y=1.0, z=-1.5, intensity=0.5).items()}
-)
+POINT = {"x": 8.0, "y": 1.0, "z": -1.5, "intensity": 0.5}
+CLOUD = PointsSample({name: np.full(5, value, np.float32) for name, value in POINT.items()})
 PICTURE = ImageSample(np.full((32, 64, 3), 90, np.uint8))
 CARS = (Thing(30.0, 0.0, vx=SPEED), Thing(20.0, 3.5, vx=12.0))
 Event = SensorMessage | EgoState
@@ -123,7 +122,8 @@ def test_every_frame_gives_tracks_a_plan_and_its_reasons() -> None:
     assert sum(last.health.drops.values()) == 0
     assert set(last.health.stage_ms) == {"wait", "prepare", "infer", "track", "plan", "supervise"}
     assert last.health.stage_ms["wait"] == pytest.approx(10.0)
-    np.testing.assert_allclose(last.tracks.boxes.centers_N3[0, :2], [30.0, 0.0], atol=0.05)  # type: ignore[union-attr]
+    assert last.tracks is not None
+    np.testing.assert_allclose(last.tracks.boxes.centers_N3[1, :2], [30.0, 0.0], atol=0.05)
 
 
 def test_the_engine_is_told_what_is_remembered_and_how_the_robot_moved() -> None:
@@ -183,11 +183,12 @@ def test_an_unplugged_sensor_degrades_and_its_return_recovers() -> None:
     results = run(pipeline, drive(range(30), without=unplugged))
     assert len(results) == 30
     states = [r.health.state for r in results]
-    assert set(states[10:20]) == {DEGRADED}
+    assert set(states[10:21]) == {DEGRADED}
     assert states[25:] == [NOMINAL] * 5
     assert any("front: " in reason for reason in results[15].health.reasons)
     valid = [call["camera_valid"][0, 0] for call in engine.inputs]
-    assert valid[9:21] == [1.0] + [0.0] * 10 + [1.0]
+    # The frame in which it comes back does not wait for a sensor that was silent.
+    assert valid[9:22] == [1.0] + [0.0] * 11 + [1.0]
     report = {s.name: s for s in results[15].health.sensors}["front"]
     assert not report.valid
     assert report.age_ms == pytest.approx(600.0)
@@ -247,7 +248,8 @@ def test_non_finite_output_never_gets_through(name: str, value: float) -> None:
     assert before is not None
     assert during is not None
     assert during.candidate == before.candidate
-    np.testing.assert_allclose(during.points_P2[:7] + [1.0, 0.0], before.points_P2[:7] + [1.0, 0.0], atol=0.3)
+    # At constant speed a plan looks the same from wherever on it the robot is.
+    np.testing.assert_allclose(during.points_P2, before.points_P2, atol=0.01)
     for result in results[6:9]:
         assert result.plan is not None
         assert result.plan.candidate == -1
@@ -386,7 +388,8 @@ def test_silence_gives_a_stop_twice_a_second_and_frames_end_it() -> None:
     assert last.plan is not None
     assert result.plan.speeds_P[0] == pytest.approx(last.plan.speeds_P[2] - 1.5, abs=0.5)
     after = run(pipeline, drive(range(40, 42)))
-    assert after[-1].health.state == MINIMAL_RISK  # hysteresis
+    assert [r.health.state for r in after] == [MINIMAL_RISK, DEGRADED]
+    assert (after[-1].health.frames, after[-1].health.plans) == (7, 7)
     assert pipeline.idle(4_200 * MS) is None
 
 
@@ -440,7 +443,7 @@ def test_live_parameters_change_and_fixed_ones_are_refused() -> None:
     run(pipeline, drive([3]))
     assert engine.inputs[-1]["ego_state"][0, EGO_FIELDS.index("speed_limit")] == 7.0
     fixed = config_from_parameters({"engine.num_threads": 7, "planning.speed_limit": 9.0}, base=live)
-    with pytest.raises(ConfigError, match="cannot change while running: engine.num_threads \\(2 to 7\\)"):
+    with pytest.raises(ConfigError, match=r"cannot change while running: engine.num_threads \(2 to 7\)"):
         pipeline.update(fixed)
     assert pipeline.config == live
 

@@ -118,7 +118,11 @@ def test_among_equals_the_plan_near_the_last_one_wins() -> None:
         assert plan.candidate == expected
     # Without the motion between the frames, or after a second, or after a reset, nothing binds.
     selector = PlanSelector(NETWORK, PlanningConfig(stickiness=0.5))
-    for stamp_ns, motion, reset in ((100 * MS, None, False), (1500 * MS, STILL, False), (100 * MS, STILL, True)):
+    for stamp_ns, motion, reset in (
+        (100 * MS, None, False),
+        (1500 * MS, STILL, False),
+        (100 * MS, STILL, True),
+    ):
         selector.select(0, first, STRAIGHT, ego(10.0), None)
         if reset:
             selector.reset()
@@ -188,7 +192,9 @@ def test_a_plan_is_explained_by_the_terms_that_decided() -> None:
     st.floats(-6.0, 3.0),
     st.floats(-0.05, 0.05),
 )
-def test_motion_along_an_arc_agrees_with_its_formula(speed: float, acceleration: float, curvature: float) -> None:
+def test_motion_along_an_arc_agrees_with_its_formula(
+    speed: float, acceleration: float, curvature: float
+) -> None:
     moving = np.minimum(TIMES, speed / -acceleration) if acceleration < 0 else TIMES
     distance = speed * moving + 0.5 * acceleration * moving**2
     angle = curvature * distance

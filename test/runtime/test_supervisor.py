@@ -49,7 +49,7 @@ def facts(frame: int, **changes: object) -> FrameFacts:
     return replace(GOOD, stamp_ns=stamp_ns, now_ns=stamp_ns + latency_ns, **changes)  # type: ignore[arg-type]
 
 
-def nominal(config: SupervisorConfig = CONFIG) -> tuple[SafetySupervisor, "itertools.count[int]"]:
+def nominal(config: SupervisorConfig = CONFIG) -> tuple[SafetySupervisor, itertools.count[int]]:
     """A supervisor that has become nominal, and the numbers of the frames to come."""
     supervisor, frames = SafetySupervisor(config), itertools.count()
     while supervisor.state != NOMINAL:
@@ -69,12 +69,18 @@ def test_trust_is_earned_by_good_frames() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"sensors": (sensor("lidar"), sensor("front", "late", 180.0))}, "front: late, last message 180 ms old"),
+        (
+            {"sensors": (sensor("lidar"), sensor("front", "late", 180.0))},
+            "front: late, last message 180 ms old",
+        ),
         ({"sensors": (sensor("lidar"), sensor("front", "silent", float("nan")))}, "front: silent"),
         ({"sensors": (sensor("lidar"), sensor("radar", age_ms=500.0))}, "radar: stale, 500 ms old"),
         ({"latency_ms": 350}, "latency 350 ms, more than 200"),
         ({"speed": None}, "ego motion unknown"),
-        ({"outputs_problem": "engine output 'affinity' is not finite"}, "engine output 'affinity' is not finite"),
+        (
+            {"outputs_problem": "engine output 'affinity' is not finite"},
+            "engine output 'affinity' is not finite",
+        ),
         ({"verdict": PlanVerdict(False, ("plan meets car 3 in 0.8 s",), 3.0)}, "plan meets car 3 in 0.8 s"),
         ({"warnings": ("odometry jumped",)}, "odometry jumped"),
     ],
@@ -369,9 +375,7 @@ def test_without_a_plan_a_stop_keeps_its_offset_from_the_route_or_goes_straight(
     supervisor = SafetySupervisor(CONFIG)
     angles = np.linspace(0.0, 2.0, 60)
     route = Route(np.stack([50.0 * np.sin(angles), 50.0 * (1.0 - np.cos(angles))], 1))
-    stop = supervisor.stop_plan(
-        0, times_P=TIMES, speed=10.0, route=route_input(route, SE2(0.0, 1.0, 0.0))
-    )
+    stop = supervisor.stop_plan(0, times_P=TIMES, speed=10.0, route=route_input(route, SE2(0.0, 1.0, 0.0)))
     radius = np.linalg.norm(stop.points_P2 - np.array([0.0, 49.0]), axis=1)
     np.testing.assert_allclose(radius, 49.0, atol=0.1)
     stop = supervisor.stop_plan(0, times_P=TIMES, speed=6.0)

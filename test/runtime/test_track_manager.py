@@ -27,7 +27,7 @@ def advance(
     things: Sequence[Thing],
     *,
     base_from_odom: Callable[[int], SE2] = lambda step: STILL,
-    motion: SE2 | None | str = "known",
+    motion: SE2 | str | None = "known",
     spoil: Callable[[Outputs], None] | None = None,
     order: Sequence[int] | None = None,
 ) -> Tracks:
@@ -353,7 +353,9 @@ def test_identities_are_unique_rising_and_bounded(things: list[Thing], seen: lis
 
 @settings(deadline=None, max_examples=60)
 @given(scene, sightings, st.randoms(use_true_random=False))
-def test_the_order_of_the_queries_does_not_matter(things: list[Thing], seen: list[list[bool]], random) -> None:
+def test_the_order_of_the_queries_does_not_matter(
+    things: list[Thing], seen: list[list[bool]], random
+) -> None:
     manager, shuffled = make(confirm_hits=2), make(confirm_hits=2)
     for t, visible in enumerate(seen):
         now = [thing for thing, is_seen in zip(things, visible, strict=False) if is_seen]

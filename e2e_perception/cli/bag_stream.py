@@ -1,0 +1,215 @@
+"""A recording as the events that reached the robot: sensors, odometry, route, and calibration as it comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from e2e_perception.cli.offline import Event, Labels
+from e2e_perception.cli.recorded import tracks_from_message
+from e2e_perception.core.config import StackConfig
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.message_inputs import (
+    ego_state_from_odometry,
+    rig_with_transforms,
+    route_from_path,
+    stamp_ns,
+    transforms_from_tf,
+)
+from e2e_perception.core.messages import TRACKS_TYPE
+from e2e_perception.core.rig import Camera, Rig
+from e2e_perception.core.samples import SensorMessage
+from e2e_perception.data.bags import (
+    CAMERA_INFO_TYPE,
+    LABELS_TOPIC,
+    ODOMETRY_TYPE,
+    PATH_TYPE,
+    TF_TYPE,
+    BagMessage,
+    BagSource,
+    match_topics,
+)
+from e2e_perception.runtime.preprocess import check_camera_info
+
+TF_STATIC = "/tf_static"
+_Handler = Callable[[BagMessage], "Event | None"]
+
+
+class BagStream:
+    """A bag and a rig, brought together.
+
+    Attributes:
+        rig: The rig with the bag's topics, before any calibration from the bag.
+        types: Type of each topic.
+        duration_s: From the first message to the last [s].
+        start_ns, end_ns: Arrival of the first and the last message [ns].
+        num_messages: That `events` goes through.
+    """
+
+    def __init__(self, path: Path, rig: Rig, config: StackConfig) -> None:
+        """Open the bag and match its topics.
+
+        Raises:
+            InputError: If there is no such bag, it is empty, cut off or damaged, or no camera and lidar fits.
+        """
+        self.path = path
+        self.config = config
+        with BagSource(path) as source:
+            self.types = dict(source.types)
+            self.counts = dict(source.counts)
+            self.start_ns, self.end_ns = source.start_ns, source.end_ns
+        match = match_topics(self.types, rig)
+        self.rig = match.rig
+        self._problems: Counter[str] = Counter()
+        self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
+        for name in match.missing:
+            effect = {"odom": "no ego motion", "route": "straight ahead is assumed"}.get(
+                name, "always invalid"
+            )
+            self._notes.append(f"the bag has nothing for {name}: {effect}")
+        # A sensor without a topic stays in the rig: the robot's rig does not depend on the recording.
+        self._missing = frozenset(match.missing)
+        self.rig = rig.with_topics(
+            {s.name: s.topic for s in match.rig.sensors if s.name not in self._missing}
+        )
+        self.rig = self.rig.model_copy(
+            update={"odom_topic": match.rig.odom_topic, "route_topic": match.rig.route_topic}
+        )
+        self._topics = self._wanted()
+        self._source = BagSource(path, self._topics)
+        self.num_messages = self._source.num_messages
+
+    def __enter__(self) -> BagStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._source.close()
+
+    @property
+    def duration_s(self) -> float:
+        """From the first message to the last [s]."""
+        return (self.end_ns - self.start_ns) * 1e-9
+
+    @property
+    def anchor(self) -> str:
+        """The sensor that defines frames as long as all is well."""
+        order = self.config.sync.anchors or [s.name for s in (*self.rig.lidars, *self.rig.cameras)]
+        present = [name for name in order if name not in self._missing]
+        return (present or order)[0]
+
+    @property
+    def num_anchor_messages(self) -> int:
+        """How many frames there could be."""
+        return self.counts.get(self.rig.sensor(self.anchor).topic, 0)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the recording, found so far."""
+        return [*self._notes, *(f"{text} ({count}×)" for text, count in self._problems.items())]
+
+    def events(self, progress: Callable[[int], None] | None = None) -> Iterator[Event]:
+        """Everything that matters to the stack, in order of arrival.
+
+        Calibration arrives as a whole rig, whenever CameraInfo or /tf_static change it, as on the robot.
+
+        Args:
+            progress: Told how many messages have been read.
+        Raises:
+            InputError: Where the bag is damaged, or if all of its odometry is unusable.
+            RigError: If a CameraInfo is that of another camera than the rig's.
+        """
+        self._problems.clear()
+        handlers = self._handlers()
+        for count, message in enumerate(self._source.messages(), 1):
+            event = handlers[message.topic](message)
+            if event is not None:
+                yield event
+            if progress is not None:
+                progress(count)
+
+    def _wanted(self) -> list[str]:
+        rig, node = self.rig, self.config.node
+        wanted = [s.topic for s in rig.sensors if s.name not in self._missing]
+        by_type = [(rig.odom_topic, ODOMETRY_TYPE), (rig.route_topic, PATH_TYPE), (LABELS_TOPIC, TRACKS_TYPE)]
+        if node.use_tf:
+            by_type.append((TF_STATIC, TF_TYPE))
+        if node.use_camera_info:
+            by_type += [(c.camera_info_topic, CAMERA_INFO_TYPE) for c in rig.cameras if c.camera_info_topic]
+        wanted += [topic for topic, type_name in by_type if self.types.get(topic) == type_name]
+        return wanted
+
+    def _handlers(self) -> dict[str, _Handler]:
+        rig = self.rig
+        calibration = _Calibration(rig)
+        handlers: dict[str, _Handler] = {}
+        for sensor in rig.sensors:
+            handlers[sensor.topic] = _sensor_handler(sensor.name)
+        for camera in rig.cameras:
+            if camera.camera_info_topic is not None:
+                handlers[camera.camera_info_topic] = calibration.camera_info_handler(camera.name)
+        handlers[TF_STATIC] = calibration.transforms
+        handlers[rig.odom_topic] = self._odometry
+        handlers[rig.route_topic] = self._route
+        handlers[LABELS_TOPIC] = _labels
+        return {topic: handlers[topic] for topic in self._topics}
+
+    def _odometry(self, message: BagMessage) -> Event | None:
+        try:
+            return Event(message.stamp_ns, ego_state_from_odometry(message.message, self.rig.base_frame))
+        except InputError as error:
+            self._problems[str(error)] += 1
+            if self._problems[str(error)] == self.counts[message.topic]:
+                raise InputError(f"no odometry of bag {self.path} can be used: {error}") from error
+            return None
+
+    def _route(self, message: BagMessage) -> Event | None:
+        try:
+            return Event(message.stamp_ns, route_from_path(message.message))
+        except InputError as error:
+            self._problems[f"route ignored: {error}"] += 1
+            return None
+
+
+class _Calibration:
+    """The rig as CameraInfo and static transforms change it."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self._transforms: dict[str, Any] = {}
+
+    def _changed(self, rig: Rig, arrival_ns: int) -> Event | None:
+        if rig == self.rig:
+            return None
+        self.rig = rig
+        return Event(arrival_ns, rig)
+
+    def transforms(self, message: BagMessage) -> Event | None:
+        self._transforms |= transforms_from_tf(message.message)
+        return self._changed(rig_with_transforms(self.rig, self._transforms), message.stamp_ns)
+
+    def camera_info_handler(self, name: str) -> _Handler:
+        def handle(message: BagMessage) -> Event | None:
+            camera = self.rig.sensor(name)
+            assert isinstance(camera, Camera)
+            adopted = check_camera_info(camera, message.message)
+            return self._changed(self.rig.with_sensors({name: adopted}), message.stamp_ns)
+
+        return handle
+
+
+def _sensor_handler(name: str) -> _Handler:
+    def handle(message: BagMessage) -> Event:
+        stamped = SensorMessage(name, stamp_ns(message.message), message.stamp_ns, message.message)
+        return Event(message.stamp_ns, stamped)
+
+    return handle
+
+
+def _labels(message: BagMessage) -> Event:
+    tracks = tracks_from_message(message.message)
+    return Event(message.stamp_ns, Labels(tracks.stamp_ns, tracks.boxes))

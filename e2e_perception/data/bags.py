@@ -1,0 +1,675 @@
+"""rosbag2 recordings, read and written through `rosbags`, without ROS.
+
+Reading knows MCAP and SQLite3 of every rosbag2 version; writing makes MCAP of version 9 (Jazzy, Kilted),
+which `ros2 bag` plays. The time of a message in a bag is when it *arrived*; when it was measured stands in its
+header.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from e2e_perception.core.boxes import Boxes
+from e2e_perception.core.ego_motion import EgoState
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.frames import SE3, quaternion_from_rotation
+from e2e_perception.core.messages import TRACKS_TYPE, header_message, tracks_message
+from e2e_perception.core.resources import message_dir
+from e2e_perception.core.rig import Camera, Rig
+from e2e_perception.core.samples import ImageSample, PointsSample, SensorMessage
+from e2e_perception.core.tracks import Tracks
+from e2e_perception.core.trajectories import Route
+from e2e_perception.data.message_factory import RosbagsFactory
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+POINTS_TYPE = "sensor_msgs/msg/PointCloud2"
+ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
+PATH_TYPE = "nav_msgs/msg/Path"
+TF_TYPE = "tf2_msgs/msg/TFMessage"
+SENSOR_TYPES = {
+    "camera": (COMPRESSED_IMAGE_TYPE, IMAGE_TYPE),
+    "lidar": (POINTS_TYPE,),
+    "radar": (POINTS_TYPE,),
+}
+LABELS_TOPIC = "/labels"
+ODOM_FRAME = "odom"
+_FLOAT32 = 7  # sensor_msgs/PointField
+# Both send point clouds; these words in a topic tell them apart.
+RADAR_WORDS = ("radar",)
+LIDAR_WORDS = ("lidar", "laser", "velodyne", "ouster", "hesai")
+
+
+def project_typestore() -> Typestore:
+    """The messages of ROS 2 Jazzy and of this package, for rosbags."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for path in sorted(message_dir().glob("*.msg")):
+        name = f"e2e_perception/msg/{path.stem}"
+        store.register(get_types_from_msg(path.read_text(encoding="utf-8"), name))
+    return store
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class BagMessage:
+    """One message of a bag.
+
+    Attributes:
+        topic: Where it was published.
+        type_name: For example `sensor_msgs/msg/PointCloud2`.
+        stamp_ns: Time of arrival at the recorder [ns].
+        message: Deserialised by rosbags; fields as in the definition, arrays are numpy's.
+    """
+
+    topic: str
+    type_name: str
+    stamp_ns: int
+    message: Any
+
+
+class BagSource:
+    """A rosbag2 directory, or a single `.mcap` or `.db3` file, opened for reading.
+
+    Attributes:
+        path: As given.
+        types: Type of each topic that holds messages.
+        counts: Number of messages of each of them.
+        start_ns, end_ns: Arrival of the first and of the last message [ns].
+    """
+
+    def __init__(self, path: str | Path, topics: Collection[str] | None = None) -> None:
+        """Open a bag.
+
+        Args:
+            path: Directory or file.
+            topics: Read only these; None: all.
+        Raises:
+            InputError: If there is no bag, it is empty, damaged or cut off, or lacks a topic.
+        """
+        self.path = Path(path)
+        storage = _storage_path(self.path)
+        try:
+            self._reader = AnyReader([storage], default_typestore=project_typestore())
+            self._reader.open()
+        except Exception as error:  # whatever the library trips over, the bag is what must be mended
+            raise InputError(_why_unreadable(storage, error)) from error
+        held = [c for c in self._reader.connections if c.msgcount > 0]
+        self.counts: dict[str, int] = {}
+        self.types: dict[str, str] = {}
+        for connection in held:
+            self.counts[connection.topic] = self.counts.get(connection.topic, 0) + connection.msgcount
+            self.types.setdefault(connection.topic, connection.msgtype)
+        if not held:
+            self.close()
+            raise InputError(
+                f"bag {self.path} holds no messages; was the recorder stopped before anything came?"
+            )
+        self.start_ns = int(self._reader.start_time)
+        self.end_ns = int(self._reader.end_time) - 1
+        self._connections = held
+        if topics is not None:
+            try:
+                self.require(dict.fromkeys(topics))
+            except InputError:
+                self.close()
+                raise
+            self._connections = [c for c in held if c.topic in set(topics)]
+
+    def __enter__(self) -> BagSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        if self._reader.stack is not None:
+            self._reader.close()
+
+    @property
+    def num_messages(self) -> int:
+        """Messages that `messages` yields without bounds."""
+        return sum(c.msgcount for c in self._connections)
+
+    def require(self, expected: Mapping[str, str | Collection[str] | None]) -> None:
+        """Check that topics are there with the right types.
+
+        Args:
+            expected: For each topic its type, several that would do, or None for any.
+        Raises:
+            InputError: Naming what is missing or different, and what there is.
+        """
+        missing = [topic for topic in expected if topic not in self.types]
+        if missing:
+            present = ", ".join(f"{topic} ({name})" for topic, name in sorted(self.types.items()))
+            raise InputError(
+                f"bag {self.path} has no topic {', '.join(missing)}; it has {present}. "
+                "Correct the topics in the rig file"
+            )
+        for topic, wanted in expected.items():
+            names = (wanted,) if isinstance(wanted, str) else wanted
+            if names is not None and self.types[topic] not in names:
+                raise InputError(
+                    f"topic {topic} of bag {self.path} is of type {self.types[topic]}, expected "
+                    f"{' or '.join(names)}"
+                )
+
+    def messages(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[BagMessage]:
+        """Messages in order of arrival.
+
+        Args:
+            start_ns: From this arrival on [ns].
+            stop_ns: Before this arrival [ns].
+        Yields:
+            Messages; only one chunk of the bag is in memory at a time.
+        Raises:
+            InputError: Where the bag is damaged; the message says how far it could be read.
+        """
+        reader, count, last_ns = self._reader, 0, self.start_ns
+        stored = reader.messages(self._connections, start=start_ns, stop=stop_ns)
+        while True:
+            try:
+                found = next(stored, None)
+                if found is None:
+                    return
+                connection, stamp_ns, raw = found
+                message = reader.deserialize(raw, connection.msgtype)
+            except Exception as error:  # as above
+                seconds = (last_ns - self.start_ns) * 1e-9
+                raise InputError(
+                    f"bag {self.path} is damaged after {count} messages ({seconds:.1f} s): {error}"
+                ) from error
+            count, last_ns = count + 1, stamp_ns
+            yield BagMessage(connection.topic, connection.msgtype, stamp_ns, message)
+
+    __iter__ = messages
+
+
+def _storage_path(path: Path) -> Path:
+    """The directory with metadata.yaml, or the file itself where a recorder died before writing that."""
+    if not path.exists():
+        raise InputError(f"no bag at {path}; give a rosbag2 directory, or an .mcap or .db3 file")
+    if path.is_file():
+        if path.suffix not in (".mcap", ".db3"):
+            raise InputError(f"{path} is no rosbag2 file; expected a directory, .mcap or .db3")
+        return path
+    if (path / "metadata.yaml").is_file():
+        return path
+    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "no .mcap or .db3 file"
+        raise InputError(
+            f"{path} is no rosbag2 directory: it has no metadata.yaml and {found}; `ros2 bag reindex` "
+            "writes one where a recorder was stopped too early"
+        )
+    return files[0]
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    files = sorted(path.glob("*.mcap")) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix != ".mcap":
+            continue
+        size = file.stat().st_size
+        if size == 0:
+            return f"bag file {file} is empty (0 bytes); record or copy it again"
+        extent = _complete_extent(file)
+        if extent is None:
+            return f"{file} is no MCAP file: it does not begin with MCAP's magic bytes"
+        if extent.is_whole:
+            continue
+        reached = "no message" if extent.last_ns is None else f"messages up to {extent.seconds:.1f} s"
+        return (
+            f"bag file {file} is cut off: {extent.complete_bytes} of its {size} bytes hold complete records, "
+            f"with {reached}. Copy it again, or keep what is whole with `mcap recover`"
+        )
+    return f"bag {path} cannot be read: {error}"
+
+
+@dataclass
+class _Extent:
+    """How far an MCAP file is whole."""
+
+    complete_bytes: int
+    first_ns: int | None
+    last_ns: int | None
+    is_whole: bool
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.first_ns is None or self.last_ns is None else (self.last_ns - self.first_ns) * 1e-9
+
+
+_MAGIC = b"\x89MCAP0\r\n"
+_MESSAGE, _CHUNK, _FOOTER = 0x05, 0x06, 0x02
+
+
+def _complete_extent(path: Path) -> _Extent | None:
+    """Walk over the records of an MCAP file (https://mcap.dev/spec); None if it is none."""
+    size = path.stat().st_size
+    first_ns: int | None = None
+    last_ns: int | None = None
+    with path.open("rb") as file:
+        if file.read(8) != _MAGIC:
+            return None
+        position = 8
+        while position + 9 <= size:
+            file.seek(position)
+            opcode, length = struct.unpack("<BQ", file.read(9))
+            end = position + 9 + length
+            if end > size:
+                break
+            if opcode == _CHUNK and length >= 16:
+                begins, ends = struct.unpack("<QQ", file.read(16))
+                first_ns = begins if first_ns is None else min(first_ns, begins)
+                last_ns = ends if last_ns is None else max(last_ns, ends)
+            elif opcode == _MESSAGE and length >= 22:
+                _, _, logged = struct.unpack("<HIQ", file.read(14))
+                first_ns = logged if first_ns is None else min(first_ns, logged)
+                last_ns = logged if last_ns is None else max(last_ns, logged)
+            position = end
+            if opcode == _FOOTER:
+                file.seek(end)
+                return _Extent(end, first_ns, last_ns, file.read(8) == _MAGIC)
+    return _Extent(position, first_ns, last_ns, False)
+
+
+# ------------------------------------------------------------------ a rig and a bag
+
+
+@dataclass(frozen=True)
+class TopicMatch:
+    """A rig brought together with a bag's topics.
+
+    Attributes:
+        rig: The rig with the topics of the bag.
+        guessed: Topics that differ from the rig file's, by sensor name, `odom` or `route`.
+        missing: Sensors, or `odom` or `route`, for which the bag has nothing.
+    """
+
+    rig: Rig
+    guessed: dict[str, str]
+    missing: tuple[str, ...]
+
+
+def match_topics(types: Mapping[str, str], rig: Rig) -> TopicMatch:
+    """Find a bag's topic for each sensor.
+
+    That is the rig's own; else the one of the right type that has the sensor's name in it; else the only one of
+    that type that is left, for the only sensor of its kind that is left.
+
+    Args:
+        types: Type of each topic, as `BagSource.types`.
+        rig: Sensors to look for.
+    Returns:
+        What was found; nothing is matched by the order of topics.
+    Raises:
+        InputError: If no camera and no lidar can be matched, or a topic of the rig has another type.
+    """
+    for sensor in rig.sensors:
+        found = types.get(sensor.topic)
+        if found is not None and found not in SENSOR_TYPES[sensor.kind]:
+            raise InputError(
+                f"topic {sensor.topic} of {sensor.kind} {sensor.name!r} is of type {found}, expected "
+                f"{' or '.join(SENSOR_TYPES[sensor.kind])}"
+            )
+    matched = {s.name: s.topic for s in rig.sensors if s.topic in types}
+    for kind, type_names in SENSOR_TYPES.items():
+        for by_name in (True, False):
+            wanted = [s.name for s in rig.sensors if s.kind == kind and s.name not in matched]
+            free = [t for t, name in types.items() if name in type_names and t not in matched.values()]
+            if kind == "lidar":
+                free = [t for t in free if not _names(t, RADAR_WORDS)]
+            elif kind == "radar":
+                free = [t for t in free if _names(t, RADAR_WORDS) or not _names(t, LIDAR_WORDS)]
+            for name in wanted:
+                fitting = [t for t in free if _names(t, (name,))] if by_name else free
+                if len(fitting) == 1 and (by_name or len(wanted) == 1):
+                    matched[name] = fitting[0]
+    sensors = tuple(s.model_copy(update={"topic": matched[s.name]}) for s in rig.sensors if s.name in matched)
+    if not any(s.kind in ("camera", "lidar") for s in sensors):
+        present = ", ".join(f"{topic} ({name})" for topic, name in sorted(types.items()))
+        raise InputError(
+            f"no topic of the bag fits a camera or lidar of rig {rig.name!r}; the bag has {present}. "
+            "Name the topics in a rig file"
+        )
+    chosen = {name: topic for name, topic in matched.items() if topic != rig.sensor(name).topic}
+    missing = [s.name for s in rig.sensors if s.name not in matched]
+    update: dict[str, Any] = {}
+    for name, own, type_name in (
+        ("odom", rig.odom_topic, ODOMETRY_TYPE),
+        ("route", rig.route_topic, PATH_TYPE),
+    ):
+        if types.get(own) == type_name:
+            continue
+        candidates = [topic for topic, found in types.items() if found == type_name]
+        if len(candidates) == 1:
+            chosen[name] = update[f"{name}_topic"] = candidates[0]
+        else:
+            missing.append(name)
+    topics = {name: topic for name, topic in chosen.items() if name not in ("odom", "route")}
+    return TopicMatch(rig.with_topics(topics).model_copy(update=update), chosen, tuple(missing))
+
+
+def _names(topic: str, words: Collection[str]) -> bool:
+    flat = topic.lower().replace("/", "_")
+    return any(word in flat for word in words)
+
+
+# ------------------------------------------------------------------ writing
+
+_NO_TIME = QosTime(0, 0)
+# Kept for subscribers who come late, as /tf_static is published.
+_LATCHED = Qos(
+    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _NO_TIME, _NO_TIME,
+    QosLiveliness.AUTOMATIC, _NO_TIME, False,
+)  # fmt: skip
+
+
+class BagWriter:
+    """Writes an MCAP rosbag2; use as a context manager. An error on the way leaves no metadata.yaml behind.
+
+    Attributes:
+        make: Builds messages by type name, see `core.messages`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Create the bag's directory.
+
+        Raises:
+            InputError: If something is there already.
+        """
+        self.path = Path(path)
+        if self.path.exists():
+            raise InputError(
+                f"{self.path} exists; a bag is never overwritten, choose another path or remove it"
+            )
+        self._store = project_typestore()
+        self.make = RosbagsFactory(self._store)
+        self._writer = Writer(self.path, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._writer.open()
+        self._connections: dict[str, Connection] = {}
+        self.num_messages = 0
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._writer.close()
+        else:
+            self._writer.abort()
+
+    def write(
+        self, topic: str, type_name: str, stamp_ns: int, message: Any, *, latched: bool = False
+    ) -> None:
+        """Append a message.
+
+        Args:
+            topic: Its topic; the first message fixes type and durability.
+            type_name: Message type.
+            stamp_ns: Time of arrival [ns].
+            message: Made with `make`.
+            latched: Offered to subscribers who come late.
+        Raises:
+            InputError: If the topic has another type.
+        """
+        connection = self._connections.get(topic)
+        if connection is None:
+            connection = self._connections[topic] = self._writer.add_connection(
+                topic, type_name, typestore=self._store, offered_qos_profiles=(_LATCHED,) if latched else ()
+            )
+        if connection.msgtype != type_name:
+            raise InputError(
+                f"topic {topic} is of type {connection.msgtype}, a {type_name} cannot be written to it"
+            )
+        self._writer.write(connection, stamp_ns, self._store.serialize_cdr(message, type_name))
+        self.num_messages += 1
+
+
+def write_scenario_bag(
+    path: str | Path,
+    messages: Iterable[SensorMessage],
+    rig: Rig,
+    *,
+    odometry: Iterable[EgoState],
+    route: Route | None = None,
+    labels: Iterable[tuple[int, Boxes]] = (),
+) -> int:
+    """Write what a robot would have recorded, as a rosbag2.
+
+    Args:
+        path: Directory to create.
+        messages: Sensor messages with `ImageSample` or `PointsSample` payloads, in order of arrival.
+        rig: Their sensors; gives topics, frames, CameraInfo and /tf_static.
+        odometry: In order of time; arrives when stamped.
+        route: In the odometry frame; written once, at the start.
+        labels: Stamp [ns] and true boxes in the base frame at that stamp, in order of time.
+    Returns:
+        Number of messages written.
+    Raises:
+        InputError: If something is at `path` already, or a payload does not belong to its sensor.
+    """
+    with BagWriter(path) as bag:
+        make = bag.make
+        streams: list[Iterator[tuple[int, str, str, Any]]] = [
+            _sensor_stream(make, messages, rig),
+            _odometry_stream(make, odometry, rig),
+            _label_stream(make, labels, rig),
+        ]
+        begun = False
+        for stamp_ns, topic, type_name, message in heapq.merge(*streams, key=lambda item: item[0]):
+            if not begun:
+                begun = True
+                mounts = [
+                    _transform(make, stamp_ns, rig.base_frame, s.frame_id, s.base_from_sensor)
+                    for s in rig.sensors
+                ]
+                bag.write("/tf_static", TF_TYPE, stamp_ns, make(TF_TYPE, transforms=mounts), latched=True)
+                if route is not None:
+                    bag.write(
+                        rig.route_topic,
+                        PATH_TYPE,
+                        stamp_ns,
+                        route_message(make, route, stamp_ns),
+                        latched=True,
+                    )
+            bag.write(topic, type_name, stamp_ns, message)
+        return bag.num_messages
+
+
+def _sensor_stream(
+    make: RosbagsFactory, messages: Iterable[SensorMessage], rig: Rig
+) -> Iterator[tuple[int, str, str, Any]]:
+    sensors = {sensor.name: sensor for sensor in rig.sensors}
+    for message in messages:
+        sensor = sensors[message.sensor]
+        payload = message.payload
+        header = header_message(make, message.stamp_ns, sensor.frame_id)
+        if isinstance(sensor, Camera) and isinstance(payload, ImageSample):
+            if sensor.camera_info_topic is not None:
+                info = camera_info_message(make, sensor, message.stamp_ns)
+                yield message.arrival_ns, sensor.camera_info_topic, CAMERA_INFO_TYPE, info
+            picture = make(COMPRESSED_IMAGE_TYPE, header=header, format="jpeg", data=_jpeg(payload.rgb_HW3))
+            yield message.arrival_ns, sensor.topic, COMPRESSED_IMAGE_TYPE, picture
+        elif not isinstance(sensor, Camera) and isinstance(payload, PointsSample):
+            cloud = points_message(make, payload, message.stamp_ns, sensor.frame_id)
+            yield message.arrival_ns, sensor.topic, POINTS_TYPE, cloud
+        else:
+            raise InputError(
+                f"{sensor.kind} {sensor.name!r} sent a {type(payload).__name__}, expected "
+                f"{'ImageSample' if isinstance(sensor, Camera) else 'PointsSample'}"
+            )
+
+
+def _odometry_stream(
+    make: RosbagsFactory, states: Iterable[EgoState], rig: Rig
+) -> Iterator[tuple[int, str, str, Any]]:
+    for state in states:
+        stamp_ns = state.stamp_ns
+        yield stamp_ns, rig.odom_topic, ODOMETRY_TYPE, odometry_message(make, state, rig.base_frame)
+        transform = _transform(make, stamp_ns, ODOM_FRAME, rig.base_frame, state.odom_from_base)
+        yield stamp_ns, "/tf", TF_TYPE, make(TF_TYPE, transforms=[transform])
+
+
+def _label_stream(
+    make: RosbagsFactory, labels: Iterable[tuple[int, Boxes]], rig: Rig
+) -> Iterator[tuple[int, str, str, Any]]:
+    for stamp_ns, boxes in labels:
+        yield (
+            stamp_ns,
+            LABELS_TOPIC,
+            TRACKS_TYPE,
+            tracks_message(make, _as_tracks(stamp_ns, boxes), rig.base_frame),
+        )
+
+
+def _as_tracks(stamp_ns: int, boxes: Boxes) -> Tracks:
+    """Labels as tracks that were seen now and predict nothing."""
+    n = len(boxes)
+    return Tracks(
+        stamp_ns=stamp_ns,
+        boxes=boxes,
+        ages_N=np.zeros(n, np.int64),
+        coasted_N=np.zeros(n, np.int64),
+        confirmed_N=np.ones(n, np.bool_),
+        position_std_N2=np.zeros((n, 2), np.float32),
+        futures_NMT2=np.zeros((n, 0, 0, 2), np.float32),
+        futures_std_NMT2=np.zeros((n, 0, 0, 2), np.float32),
+        mode_probabilities_NM=np.zeros((n, 0), np.float32),
+        times_T=np.zeros(0),
+    )
+
+
+def _jpeg(rgb_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]
+    )
+    assert done
+    return np.asarray(data, np.uint8).reshape(-1)
+
+
+def points_message(make: RosbagsFactory, points: PointsSample, stamp_ns: int, frame_id: str) -> Any:
+    """sensor_msgs/PointCloud2 with one float32 field per column, unorganised."""
+    names = list(points.fields)
+    table = np.stack([np.asarray(points.fields[name], "<f4") for name in names], axis=1)
+    step = 4 * len(names)
+    return make(
+        POINTS_TYPE,
+        header=header_message(make, stamp_ns, frame_id),
+        height=1,
+        width=len(table),
+        fields=[
+            make("sensor_msgs/msg/PointField", name=name, offset=4 * i, datatype=_FLOAT32, count=1)
+            for i, name in enumerate(names)
+        ],
+        is_bigendian=False,
+        point_step=step,
+        row_step=step * len(table),
+        data=np.frombuffer(table.tobytes(), np.uint8),
+        is_dense=True,
+    )
+
+
+def camera_info_message(make: RosbagsFactory, camera: Camera, stamp_ns: int) -> Any:
+    """sensor_msgs/CameraInfo of a rectified camera."""
+    projection = np.concatenate([camera.intrinsics, np.zeros((3, 1))], axis=1)
+    return make(
+        CAMERA_INFO_TYPE,
+        header=header_message(make, stamp_ns, camera.frame_id),
+        height=camera.height,
+        width=camera.width,
+        distortion_model="plumb_bob",
+        d=np.zeros(5),
+        k=camera.intrinsics.reshape(-1),
+        r=np.eye(3).reshape(-1),
+        p=projection.reshape(-1),
+    )
+
+
+def odometry_message(make: RosbagsFactory, state: EgoState, base_frame: str) -> Any:
+    """nav_msgs/Odometry: pose in `odom`, twist in the base frame, as ROS has it."""
+    vx, vy, vz = state.velocity.tolist()
+    pose = make("geometry_msgs/msg/Pose", **_pose_fields(make, state.odom_from_base))
+    twist = make(
+        "geometry_msgs/msg/Twist",
+        linear=make("geometry_msgs/msg/Vector3", x=vx, y=vy, z=vz),
+        angular=make("geometry_msgs/msg/Vector3", z=float(state.yaw_rate)),
+    )
+    return make(
+        ODOMETRY_TYPE,
+        header=header_message(make, state.stamp_ns, ODOM_FRAME),
+        child_frame_id=base_frame,
+        pose=make("geometry_msgs/msg/PoseWithCovariance", pose=pose),
+        twist=make("geometry_msgs/msg/TwistWithCovariance", twist=twist),
+    )
+
+
+def route_message(make: RosbagsFactory, route: Route, stamp_ns: int) -> Any:
+    """nav_msgs/Path of a route in the odometry frame."""
+    header = header_message(make, stamp_ns, ODOM_FRAME)
+    points, tangents = route.at(route.arc_lengths_R)
+    yaws = np.arctan2(tangents[:, 1], tangents[:, 0]).tolist()
+    poses = [
+        make("geometry_msgs/msg/Pose", **_pose_fields(make, SE3.planar(x, y, yaw)))
+        for (x, y), yaw in zip(points.tolist(), yaws, strict=True)
+    ]
+    return make(
+        PATH_TYPE,
+        header=header,
+        poses=[make("geometry_msgs/msg/PoseStamped", header=header, pose=pose) for pose in poses],
+    )
+
+
+def _transform(make: RosbagsFactory, stamp_ns: int, parent: str, child: str, parent_from_child: SE3) -> Any:
+    x, y, z = parent_from_child.translation.tolist()
+    qx, qy, qz, qw = quaternion_from_rotation(parent_from_child.rotation)
+    return make(
+        "geometry_msgs/msg/TransformStamped",
+        header=header_message(make, stamp_ns, parent),
+        child_frame_id=child,
+        transform=make(
+            "geometry_msgs/msg/Transform",
+            translation=make("geometry_msgs/msg/Vector3", x=x, y=y, z=z),
+            rotation=make("geometry_msgs/msg/Quaternion", x=qx, y=qy, z=qz, w=qw),
+        ),
+    )
+
+
+def _pose_fields(make: RosbagsFactory, pose: SE3) -> dict[str, Any]:
+    x, y, z = pose.translation.tolist()
+    qx, qy, qz, qw = quaternion_from_rotation(pose.rotation)
+    return {
+        "position": make("geometry_msgs/msg/Point", x=x, y=y, z=z),
+        "orientation": make("geometry_msgs/msg/Quaternion", x=qx, y=qy, z=qz, w=qw),
+    }
