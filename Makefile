@@ -10,7 +10,7 @@ BAG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 TRAIN_ARGS ?= --out resource/bundles/tiny
-PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist loadfile -o timeout_method=thread
+PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist worksteal -o timeout_method=thread
 ROS_TESTS := $(wildcard test/nodes test/launch)
 
 # Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.

@@ -29,16 +29,19 @@ def copy_sources(target: Path) -> None:
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def expected_names() -> set[str]:
-    """Every module, and every shared file under `_share`."""
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "e2e_perception").rglob("*.py")}
-    shared = {
-        f"e2e_perception/_share/{path.relative_to(ROOT).as_posix()}"
-        for top in ("config", "launch", "resource")
-        for path in (ROOT / top).rglob("*")
+def files_under(folder: Path) -> list[str]:
+    """Paths of all files but Python's caches, relative to the root."""
+    return [
+        path.relative_to(ROOT).as_posix()
+        for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }
-    return modules | shared
+    ]
+
+
+def expected_names() -> set[str]:
+    """Every file of the package, and every shared file under `_share`."""
+    shared = [name for top in ("config", "launch", "resource") for name in files_under(ROOT / top)]
+    return {*files_under(ROOT / "e2e_perception"), *(f"e2e_perception/_share/{name}" for name in shared)}
 
 
 def main() -> int:

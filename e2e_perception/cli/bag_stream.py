@@ -6,21 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from e2e_perception.cli.offline import Event, Labels
 from e2e_perception.cli.recorded import tracks_from_message
 from e2e_perception.core.config import StackConfig
-from e2e_perception.core.errors import InputError
+from e2e_perception.core.ego_motion import EgoMotionBuffer
+from e2e_perception.core.errors import InputError, RigError
 from e2e_perception.core.message_inputs import (
     ego_state_from_odometry,
-    rig_with_transforms,
     route_from_path,
     stamp_ns,
-    transforms_from_tf,
 )
 from e2e_perception.core.messages import TRACKS_TYPE
-from e2e_perception.core.rig import Camera, Rig
+from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.data.bags import (
     CAMERA_INFO_TYPE,
@@ -32,7 +30,7 @@ from e2e_perception.data.bags import (
     BagSource,
     match_topics,
 )
-from e2e_perception.runtime.preprocess import check_camera_info
+from e2e_perception.runtime.calibration import RigCalibration
 
 TF_STATIC = "/tf_static"
 _Handler = Callable[[BagMessage], "Event | None"]
@@ -145,67 +143,65 @@ class BagStream:
 
     def _handlers(self) -> dict[str, _Handler]:
         rig = self.rig
-        calibration = _Calibration(rig)
+        calibration = RigCalibration(rig)
+        ego = EgoMotionBuffer()
         handlers: dict[str, _Handler] = {}
         for sensor in rig.sensors:
             handlers[sensor.topic] = _sensor_handler(sensor.name)
         for camera in rig.cameras:
             if camera.camera_info_topic is not None:
-                handlers[camera.camera_info_topic] = calibration.camera_info_handler(camera.name)
-        handlers[TF_STATIC] = calibration.transforms
-        handlers[rig.odom_topic] = self._odometry
-        handlers[rig.route_topic] = self._route
+                handlers[camera.camera_info_topic] = _camera_info_handler(calibration, camera.name)
+        handlers[TF_STATIC] = lambda message: self._transforms(message, calibration)
+        handlers[rig.odom_topic] = lambda message: self._odometry(message, ego)
+        handlers[rig.route_topic] = lambda message: self._route(message, ego)
         handlers[LABELS_TOPIC] = _labels
         return {topic: handlers[topic] for topic in self._topics}
 
-    def _odometry(self, message: BagMessage) -> Event | None:
+    def _transforms(self, message: BagMessage, calibration: RigCalibration) -> Event | None:
+        changed = calibration.take_transforms(message.message)
+        if "tf" in calibration.problems:
+            self._problems[calibration.problems["tf"]] += 1
+        return Event(message.stamp_ns, calibration.rig) if changed else None
+
+    def _odometry(self, message: BagMessage, ego: EgoMotionBuffer) -> Event | None:
         try:
-            return Event(message.stamp_ns, ego_state_from_odometry(message.message, self.rig.base_frame))
+            state = ego_state_from_odometry(message.message, self.rig.base_frame)
+            ego.add(state)
         except InputError as error:
             self._problems[str(error)] += 1
             if self._problems[str(error)] == self.counts[message.topic]:
                 raise InputError(f"no odometry of bag {self.path} can be used: {error}") from error
             return None
+        return Event(message.stamp_ns, state)
 
-    def _route(self, message: BagMessage) -> Event | None:
+    def _route(self, message: BagMessage, ego: EgoMotionBuffer) -> Event | None:
         try:
-            return Event(message.stamp_ns, route_from_path(message.message))
+            route = route_from_path(message.message)
+            if route is not None and message.message.header.frame_id.lstrip("/") == self.rig.base_frame:
+                here = ego.at(stamp_ns(message.message))
+                if here is None:
+                    raise InputError("it is given in the base frame, and odometry does not cover its stamp")
+                route = route.transformed(here.odom_from_base.planar_part())
         except InputError as error:
             self._problems[f"route ignored: {error}"] += 1
             return None
-
-
-class _Calibration:
-    """The rig as CameraInfo and static transforms change it."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self._transforms: dict[str, Any] = {}
-
-    def _changed(self, rig: Rig, arrival_ns: int) -> Event | None:
-        if rig == self.rig:
-            return None
-        self.rig = rig
-        return Event(arrival_ns, rig)
-
-    def transforms(self, message: BagMessage) -> Event | None:
-        self._transforms |= transforms_from_tf(message.message)
-        return self._changed(rig_with_transforms(self.rig, self._transforms), message.stamp_ns)
-
-    def camera_info_handler(self, name: str) -> _Handler:
-        def handle(message: BagMessage) -> Event | None:
-            camera = self.rig.sensor(name)
-            assert isinstance(camera, Camera)
-            adopted = check_camera_info(camera, message.message)
-            return self._changed(self.rig.with_sensors({name: adopted}), message.stamp_ns)
-
-        return handle
+        return Event(message.stamp_ns, route)
 
 
 def _sensor_handler(name: str) -> _Handler:
     def handle(message: BagMessage) -> Event:
         stamped = SensorMessage(name, stamp_ns(message.message), message.stamp_ns, message.message)
         return Event(message.stamp_ns, stamped)
+
+    return handle
+
+
+def _camera_info_handler(calibration: RigCalibration, name: str) -> _Handler:
+    def handle(message: BagMessage) -> Event | None:
+        changed = calibration.take_camera_info(name, message.message)
+        if name in calibration.problems:
+            raise RigError(calibration.problems[name])
+        return Event(message.stamp_ns, calibration.rig) if changed else None
 
     return handle
 

@@ -55,10 +55,10 @@ def inspect(path: BundleArgument, as_json: JsonOption = False) -> None:
         rows = [(s.name, f"{s.dtype}{list(s.shape)}", s.meaning) for s in specs]
         print_table(title, ("tensor", "type", "meaning"), rows, wide=True)
     if evaluation:
-        rows = [
+        figures = [
             (key, f"{v:.4g}" if isinstance(v, float) else str(v)) for key, v in sorted(evaluation.items())
         ]
-        print_table("Measured", ("figure", "value"), rows)
+        print_table("Measured", ("figure", "value"), figures)
 
 
 @app.command()

@@ -107,8 +107,11 @@ def summarize(
 
 
 def _with_total(stage_ms: Mapping[str, float]) -> dict[str, float]:
-    """The stages follow each other, so a frame took as long as all of them together."""
-    return {**stage_ms, "total": sum(stage_ms.values())}
+    """The stages follow each other, so a frame took as long as all of them together.
+
+    A live run also says `latency`, from the frame's stamp to its publication; it is not one of the stages.
+    """
+    return {**stage_ms, "total": sum(ms for stage, ms in stage_ms.items() if stage != "latency")}
 
 
 def latency_percentiles(frames: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:

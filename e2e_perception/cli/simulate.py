@@ -25,7 +25,7 @@ from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 
 if TYPE_CHECKING:
-    from e2e_perception.simulation.traffic import Scenario
+    from e2e_perception.simulation.scenario import Scenario
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 KINDS = (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
 from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from e2e_perception.training.config import TrainingConfig
 
 
 def train(
@@ -61,7 +64,7 @@ def train(
         typer.echo(f"{done} of {settings.steps} steps done; checkpoint in {out}")
 
 
-def _settings(config: Path | None, overrides: list[str]):
+def _settings(config: Path | None, overrides: list[str]) -> TrainingConfig:
     import yaml
     from pydantic import ValidationError
 
@@ -73,7 +76,7 @@ def _settings(config: Path | None, overrides: list[str]):
         if not found:
             raise ConfigError(f"--set {override!r}: expected KEY=VALUE, e.g. steps=3000")
         *sections, leaf = name.split(".")
-        target = document
+        target: Any = document
         for section in sections:
             target = target.get(section) if isinstance(target, dict) else None
         if not isinstance(target, dict) or leaf not in target:

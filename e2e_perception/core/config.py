@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,12 +20,14 @@ from e2e_perception.core.errors import ConfigError
 ParameterValue = bool | int | float | str | list[str]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A frozen group of tunables; unknown keys are refused."""
+
     # Ints are welcome where floats are meant (YAML's `1`), strings never are.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _field(
+def tunable(
     default: Any,
     description: str,
     *,
@@ -39,55 +41,55 @@ def _field(
     return Field(default, description=description, ge=ge, le=le, json_schema_extra=extra)
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """Which bundle runs on which inference backend."""
 
-    bundle: str = _field(
+    bundle: str = tunable(
         "tiny",
         "Bundle directory, or the name of a bundle shipped in resource/bundles.",
         read_only=True,
     )
-    backend: Literal["auto", "onnxruntime", "torch"] = _field(
+    backend: Literal["auto", "onnxruntime", "torch"] = tunable(
         "onnxruntime",
         "Inference backend; `auto` takes the best that runs here and says which.",
         read_only=True,
     )
-    num_threads: int = _field(
+    num_threads: int = tunable(
         2, "Threads of the engine; 0 leaves it to the library.", ge=0, le=64, read_only=True
     )
 
 
-class SyncConfig(_Section):
+class SyncConfig(Section):
     """How messages become frames."""
 
-    policy: Literal["anchor", "approximate", "exact"] = _field(
+    policy: Literal["anchor", "approximate", "exact"] = tunable(
         "anchor",
         "`anchor` is the project's FrameAssembler; the others use message_filters where installed.",
         read_only=True,
     )
-    anchors: list[str] = _field(
+    anchors: list[str] = tunable(
         [],
         "Sensors that may define the frame time, best first; empty: lidars, then cameras.",
         read_only=True,
     )
-    max_wait_ms: float = _field(
+    max_wait_ms: float = tunable(
         60.0, "How long a frame waits for late sensors after its anchor arrived.", unit="ms", ge=0, le=1000
     )
-    anchor_timeout_ms: float = _field(
+    anchor_timeout_ms: float = tunable(
         250.0, "Silence of the anchor after which the next one takes over.", unit="ms", ge=20, le=5000
     )
-    queue_size: int = _field(
+    queue_size: int = tunable(
         16, "Messages kept per sensor; the oldest is dropped first.", ge=2, le=256, read_only=True
     )
 
 
-class EgoMotionConfig(_Section):
+class EgoMotionConfig(Section):
     """What counts as continuous odometry."""
 
-    max_gap_ms: float = _field(
+    max_gap_ms: float = tunable(
         300.0, "Longest gap that is interpolated across.", unit="ms", ge=10, le=2000, read_only=True
     )
-    max_extrapolation_ms: float = _field(
+    max_extrapolation_ms: float = tunable(
         150.0,
         "How far past the newest sample a pose is predicted.",
         unit="ms",
@@ -95,111 +97,113 @@ class EgoMotionConfig(_Section):
         le=1000,
         read_only=True,
     )
-    max_speed: float = _field(
+    max_speed: float = tunable(
         80.0, "Motion faster than this is a jump.", unit="m/s", ge=1, le=200, read_only=True
     )
 
 
-class PreprocessConfig(_Section):
+class PreprocessConfig(Section):
     """From messages to tensors."""
 
-    lidar_min_range: float = _field(
+    lidar_min_range: float = tunable(
         1.5, "Nearer lidar points are dropped (the robot's own body).", unit="m", ge=0, le=10
     )
-    radar_min_speed: float = _field(
+    radar_min_speed: float = tunable(
         0.0, "Radar returns slower over ground than this are dropped.", unit="m/s", ge=0, le=10
     )
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Life of a track."""
 
-    birth_score: float = _field(0.35, "Class score at which a detection may start a track.", ge=0.01, le=1)
-    keep_score: float = _field(0.15, "Class score at which a detection may continue a track.", ge=0.01, le=1)
-    min_affinity: float = _field(0.05, "Least association probability of a match.", ge=0.0, le=1)
-    max_match_distance: float = _field(
+    birth_score: float = tunable(0.35, "Class score at which a detection may start a track.", ge=0.01, le=1)
+    keep_score: float = tunable(0.15, "Class score at which a detection may continue a track.", ge=0.01, le=1)
+    min_affinity: float = tunable(0.05, "Least association probability of a match.", ge=0.0, le=1)
+    max_match_distance: float = tunable(
         6.0, "Farthest match from the predicted position.", unit="m", ge=0.5, le=50
     )
-    confirm_hits: int = _field(3, "Matches until a track is confirmed.", ge=1, le=20)
-    max_coast_ms: float = _field(800.0, "How long a confirmed track lives unseen.", unit="ms", ge=0, le=5000)
+    confirm_hits: int = tunable(3, "Matches until a track is confirmed.", ge=1, le=20)
+    max_coast_ms: float = tunable(800.0, "How long a confirmed track lives unseen.", unit="ms", ge=0, le=5000)
 
 
-class PlanningConfig(_Section):
+class PlanningConfig(Section):
     """Weights of the plan selector; change them live to change the robot's character."""
 
-    weight_imitation: float = _field(1.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
-    weight_collision: float = _field(
+    weight_imitation: float = tunable(1.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
+    weight_collision: float = tunable(
         20.0, "Weight of `collision`, expected overlap with predicted objects.", ge=0, le=1000
     )
-    weight_drivable: float = _field(2.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
-    weight_comfort: float = _field(0.2, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
-    weight_progress: float = _field(
+    weight_drivable: float = tunable(2.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
+    weight_comfort: float = tunable(0.2, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
+    weight_progress: float = tunable(
         0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100
     )
-    weight_route: float = _field(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
-    speed_limit: float = _field(25.0, "Speed the robot should not exceed.", unit="m/s", ge=0, le=60)
-    stickiness: float = _field(
+    weight_route: float = tunable(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
+    speed_limit: float = tunable(25.0, "Speed the robot should not exceed.", unit="m/s", ge=0, le=60)
+    stickiness: float = tunable(
         0.1, "Bonus for proposals close to the previous plan, per metre of mean deviation.", ge=0, le=10
     )
-    assume_straight_route: bool = _field(
+    assume_straight_route: bool = tunable(
         True,
         "Without a route, assume straight ahead and say so; false: no plan without a route.",
     )
 
 
-class SupervisorConfig(_Section):
+class SupervisorConfig(Section):
     """When the stack stops trusting itself."""
 
-    max_sensor_age_ms: float = _field(
+    max_sensor_age_ms: float = tunable(
         400.0, "Age at which a sensor counts as stale.", unit="ms", ge=10, le=5000
     )
-    max_latency_ms: float = _field(200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000)
-    silence_ms: float = _field(
+    max_latency_ms: float = tunable(
+        200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000
+    )
+    silence_ms: float = tunable(
         1000.0, "Time without a valid frame until a minimal-risk stop.", unit="ms", ge=50, le=10000
     )
-    recovery_frames: int = _field(10, "Good frames until the state improves by one step.", ge=1, le=200)
-    max_bad_frames: int = _field(
+    recovery_frames: int = tunable(10, "Good frames until the state improves by one step.", ge=1, le=200)
+    max_bad_frames: int = tunable(
         3, "Consecutive frames with non-finite output until a minimal-risk stop.", ge=1, le=50
     )
-    stop_deceleration: float = _field(
+    stop_deceleration: float = tunable(
         3.0, "Deceleration of the minimal-risk stop.", unit="m/s^2", ge=0.5, le=9
     )
-    max_lateral_acceleration: float = _field(
+    max_lateral_acceleration: float = tunable(
         6.0, "Plans that turn harder are replaced by a stop.", unit="m/s^2", ge=0.5, le=12
     )
-    max_deceleration: float = _field(
+    max_deceleration: float = tunable(
         9.0, "Plans that brake harder are replaced by a stop.", unit="m/s^2", ge=1, le=12
     )
-    collision_horizon_s: float = _field(
+    collision_horizon_s: float = tunable(
         1.5, "A plan that meets a confirmed track within this time is replaced by a stop.",
         unit="s", ge=0, le=4,
     )  # fmt: skip
 
 
-class NodeConfig(_Section):
+class NodeConfig(Section):
     """What concerns the ROS node alone."""
 
-    rig: str = _field("tiny", "Rig file, or the name of a rig shipped in config/rigs.", read_only=True)
-    sensor_topics: list[str] = _field(
+    rig: str = tunable("tiny", "Rig file, or the name of a rig shipped in config/rigs.", read_only=True)
+    sensor_topics: list[str] = tunable(
         [],
         "Topics in place of the rig's, each as `sensor:=/topic`, e.g. `front:=/camera/image_raw`.",
         read_only=True,
     )
-    sensor_reliability: Literal["auto", "best_effort", "reliable"] = _field(
+    sensor_reliability: Literal["auto", "best_effort", "reliable"] = tunable(
         "auto",
         "Subscribe to sensors best effort or reliable; `auto`: reliable where every publisher offers it.",
         read_only=True,
     )
-    publish_candidates: bool = _field(False, "Publish all plan proposals (PlanCandidates).")
-    publish_markers: bool = _field(True, "Publish MarkerArray and Path for RViz and Foxglove.")
-    max_rate_hz: float = _field(
+    publish_candidates: bool = tunable(False, "Publish all plan proposals (PlanCandidates).")
+    publish_markers: bool = tunable(True, "Publish MarkerArray and Path for RViz and Foxglove.")
+    max_rate_hz: float = tunable(
         0.0, "Frames above this rate are dropped and counted; 0: no limit.", unit="Hz", ge=0, le=100
     )
-    use_tf: bool = _field(True, "Take sensor poses from /tf_static where it has them.", read_only=True)
-    use_camera_info: bool = _field(True, "Take intrinsics from CameraInfo where it comes.", read_only=True)
+    use_tf: bool = tunable(True, "Take sensor poses from /tf_static where it has them.", read_only=True)
+    use_camera_info: bool = tunable(True, "Take intrinsics from CameraInfo where it comes.", read_only=True)
 
 
-class StackConfig(_Section):
+class StackConfig(Section):
     """The whole tree; each leaf is one parameter named `section.field`."""
 
     engine: EngineConfig = Field(default_factory=EngineConfig)
@@ -245,45 +249,58 @@ def _bound(info: FieldInfo, attribute: str) -> float | None:
     return None
 
 
+def section_specs(section: type[Section], prefix: str = "") -> Iterator[ParameterSpec]:
+    """The tunables of one section, in file order, their names behind a prefix."""
+    for name, info in section.model_fields.items():
+        annotation = info.annotation
+        choices: tuple[str, ...] = ()
+        kind: Literal["bool", "integer", "double", "string", "string_array"]
+        if get_origin(annotation) is Literal:
+            kind, choices = "string", tuple(get_args(annotation))
+        elif annotation is bool:
+            kind = "bool"
+        elif annotation is int:
+            kind = "integer"
+        elif annotation is float:
+            kind = "double"
+        elif annotation is str:
+            kind = "string"
+        else:
+            kind = "string_array"
+        extra = info.json_schema_extra
+        assert isinstance(extra, dict) and info.description
+        yield ParameterSpec(
+            name=f"{prefix}{name}",
+            kind=kind,
+            default=info.default,
+            description=info.description,
+            unit=str(extra["unit"]),
+            minimum=_bound(info, "ge"),
+            maximum=_bound(info, "le"),
+            choices=choices,
+            read_only=bool(extra["read_only"]),
+        )
+
+
 def parameter_specs() -> Iterator[ParameterSpec]:
     """Every tunable of the stack, in file order."""
     for section_name, section_info in StackConfig.model_fields.items():
         section = section_info.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
-        for name, info in section.model_fields.items():
-            annotation = info.annotation
-            choices: tuple[str, ...] = ()
-            kind: Literal["bool", "integer", "double", "string", "string_array"]
-            if get_origin(annotation) is Literal:
-                kind, choices = "string", tuple(get_args(annotation))
-            elif annotation is bool:
-                kind = "bool"
-            elif annotation is int:
-                kind = "integer"
-            elif annotation is float:
-                kind = "double"
-            elif annotation is str:
-                kind = "string"
-            else:
-                kind = "string_array"
-            extra = info.json_schema_extra
-            assert isinstance(extra, dict) and info.description
-            yield ParameterSpec(
-                name=f"{section_name}.{name}",
-                kind=kind,
-                default=info.default,
-                description=info.description,
-                unit=str(extra["unit"]),
-                minimum=_bound(info, "ge"),
-                maximum=_bound(info, "le"),
-                choices=choices,
-                read_only=bool(extra["read_only"]),
-            )
+        assert isinstance(section, type) and issubclass(section, Section)
+        yield from section_specs(section, f"{section_name}.")
 
 
-def _validated(document: Any, origin: str) -> StackConfig:
+_Model = TypeVar("_Model", bound=Section)
+
+
+def validated(model: type[_Model], document: Any, origin: str) -> _Model:
+    """A section from nested values.
+
+    Raises:
+        ConfigError: If a name is unknown or a value wrong, with `origin` in front and each named.
+    """
     try:
-        return StackConfig.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from error
 
@@ -313,7 +330,7 @@ def config_from_parameters(
         if section not in document or leaf not in document[section]:
             raise ConfigError(f"unknown parameter {name!r}; `docs/parameters.md` lists all of them")
         document[section][leaf] = list(value) if isinstance(value, tuple) else value
-    return _validated(document, "parameters")
+    return validated(StackConfig, document, "parameters")
 
 
 def load_config(path: str | Path) -> StackConfig:
@@ -346,7 +363,7 @@ def load_config(path: str | Path) -> StackConfig:
                 known.update(leaves)
             elif isinstance(known, dict):
                 nested[section] = leaves  # no section; the validation says so
-    return _validated(nested, str(path))
+    return validated(StackConfig, nested, str(path))
 
 
 def _ros_entries(document: dict[Any, Any], path: Path) -> list[dict[Any, Any]]:

@@ -100,10 +100,13 @@ def _vector(make: MessageFactory, x: float, y: float, z: float) -> Message:
     return make("geometry_msgs/msg/Vector3", x=x, y=y, z=z)
 
 
+def _xyz(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z
+
+
 def _pose(make: MessageFactory, x: float, y: float, z: float, yaw: float) -> Message:
-    turn = make(
-        "geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=math.sin(yaw / 2.0), w=math.cos(yaw / 2.0)
-    )
+    turn = make("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=math.sin(yaw / 2.0), w=math.cos(yaw / 2.0))
     return make("geometry_msgs/msg/Pose", position=_point(make, x, y, z), orientation=turn)
 
 
@@ -142,10 +145,10 @@ def tracks_message(make: MessageFactory, tracks: Tracks, frame_id: str) -> Messa
                 confirmed=bool(tracks.confirmed_N[n]),
                 age=int(tracks.ages_N[n]),
                 coasted=int(tracks.coasted_N[n]),
-                pose=_pose(make, *centers[n], yaws[n]),
-                size=_vector(make, *sizes[n]),
-                velocity=_vector(make, *velocities[n], 0.0),
-                position_std=make.floats32(tracks.position_std_N2[n]),
+                pose=_pose(make, *_xyz(centers[n]), yaws[n]),
+                size=_vector(make, *_xyz(sizes[n])),
+                velocity=_vector(make, velocities[n][0], velocities[n][1], 0.0),
+                position_std=np.asarray(tracks.position_std_N2[n], np.float32),  # fixed size: numpy in both
                 predictions=[prediction(n, m) for m in order_NM[n]],
             )
             for n in range(len(tracks))
@@ -210,7 +213,11 @@ def plan_reason(plan: Plan, health: Health) -> str:
     against = min(gains, key=lambda term: gains[term])
     but = f", though {against} is {-gains[against]:.2f} more" if gains[against] < -0.005 else ""
     # `stickiness` is a bonus outside the terms, so the winner's sum may be the larger one.
-    how = f"{decisive} is {gains[decisive]:.2f} less" if gains[decisive] > 0.005 else "it keeps to the previous plan"
+    how = (
+        f"{decisive} is {gains[decisive]:.2f} less"
+        if gains[decisive] > 0.005
+        else "it keeps to the previous plan"
+    )
     return (
         f"proposal {plan.candidate} (cost {total:.2f}) before {plan.runner_up} "
         f"(cost {total + ahead:.2f}): {how}{but}"
@@ -319,7 +326,7 @@ def markers_message(
             markers.append(
                 marker(
                     "tracks", identity, _CUBE,
-                    pose=_pose(make, *center, yaw), scale=_vector(make, *size),
+                    pose=_pose(make, *_xyz(center), yaw), scale=_vector(make, *_xyz(size)),
                     color=_color(make, _COLORS[name], alpha),
                 )
             )  # fmt: skip
@@ -370,7 +377,12 @@ def _color(make: MessageFactory, rgb: tuple[float, float, float], alpha: float) 
 
 
 def diagnostics_message(
-    make: MessageFactory, health: Health, stamp_ns: int, *, name: str = "e2e_perception", hardware_id: str = ""
+    make: MessageFactory,
+    health: Health,
+    stamp_ns: int,
+    *,
+    name: str = "e2e_perception",
+    hardware_id: str = "",
 ) -> Message:
     """diagnostic_msgs/DiagnosticArray: one status for the stack and one for each sensor.
 
@@ -390,30 +402,36 @@ def diagnostics_message(
             message=text,
             hardware_id=hardware_id,
             values=[
-                make("diagnostic_msgs/msg/KeyValue", key=key, value=str(value)) for key, value in values.items()
+                make("diagnostic_msgs/msg/KeyValue", key=key, value=str(value))
+                for key, value in values.items()
             ],
         )
 
     stages = {f"{stage} [ms]": f"{value:.1f}" for stage, value in health.stage_ms.items()}
     drops = {f"dropped: {cause}": count for cause, count in health.drops.items() if count}
-    facts = {"backend": health.backend, "bundle": health.bundle, "frames": health.frames, "plans": health.plans}
+    facts = {
+        "backend": health.backend,
+        "bundle": health.bundle,
+        "frames": health.frames,
+        "plans": health.plans,
+    }
     statuses = [
         status(
             "stack",
             _STATE_LEVELS[health.state],
             _sentence(_PLAN_STATES[health.state], health.reasons),
-            {**facts, **drops, **stages},
+            {**engine, **counts, **drops, **stages},
         )
     ]
     for sensor in health.sensors:
         level = _OK if sensor.valid else _ERROR if sensor.reason == "silent" else _WARN
         counts = {"received": sensor.received, "used": sensor.used, "dropped": sensor.dropped}
         statuses.append(
-            status(sensor.name, level, sensor.reason or "valid", {"age [ms]": f"{sensor.age_ms:.0f}", **counts})
+            status(
+                sensor.name, level, sensor.reason or "valid", {"age [ms]": f"{sensor.age_ms:.0f}", **counts}
+            )
         )
-    return make(
-        DIAGNOSTICS_TYPE, header=header_message(make, stamp_ns, ""), status=statuses
-    )
+    return make(DIAGNOSTICS_TYPE, header=header_message(make, stamp_ns, ""), status=statuses)
 
 
 def _sentence(state: str, reasons: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """rosbag2 recordings, read and written through `rosbags`, without ROS.
 
 Reading knows MCAP and SQLite3 of every rosbag2 version; writing makes MCAP of version 9 (Jazzy, Kilted),
-which `ros2 bag` plays. The time of a message in a bag is when it *arrived*; when it was measured stands in its
-header.
+which `ros2 bag` plays. The time of a message in a bag is when it *arrived*; its header says when it was
+measured.
 """
 
 from __future__ import annotations
@@ -182,6 +182,30 @@ class BagSource:
                     f"{' or '.join(names)}"
                 )
 
+    def raw_messages(
+        self, start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[str, str, int, bytes]]:
+        """Messages in order of arrival as they are stored: topic, type, arrival [ns], CDR bytes.
+
+        Args:
+            start_ns: From this arrival on [ns].
+            stop_ns: Before this arrival [ns].
+        Raises:
+            InputError: Where the bag is damaged; the message says how far it could be read.
+        """
+        reader, count, last_ns = self._reader, 0, self.start_ns
+        stored = reader.messages(self._connections, start=start_ns, stop=stop_ns)
+        while True:
+            try:
+                found = next(stored, None)
+            except Exception as error:  # whatever the library trips over, the bag is what must be mended
+                raise self._damaged(count, last_ns, error) from error
+            if found is None:
+                return
+            connection, stamp_ns, raw = found
+            count, last_ns = count + 1, stamp_ns
+            yield connection.topic, connection.msgtype, stamp_ns, bytes(raw)
+
     def messages(self, start_ns: int | None = None, stop_ns: int | None = None) -> Iterator[BagMessage]:
         """Messages in order of arrival.
 
@@ -193,22 +217,18 @@ class BagSource:
         Raises:
             InputError: Where the bag is damaged; the message says how far it could be read.
         """
-        reader, count, last_ns = self._reader, 0, self.start_ns
-        stored = reader.messages(self._connections, start=start_ns, stop=stop_ns)
-        while True:
+        last_ns = self.start_ns
+        for count, (topic, type_name, stamp_ns, raw) in enumerate(self.raw_messages(start_ns, stop_ns)):
             try:
-                found = next(stored, None)
-                if found is None:
-                    return
-                connection, stamp_ns, raw = found
-                message = reader.deserialize(raw, connection.msgtype)
+                message = self._reader.deserialize(raw, type_name)
             except Exception as error:  # as above
-                seconds = (last_ns - self.start_ns) * 1e-9
-                raise InputError(
-                    f"bag {self.path} is damaged after {count} messages ({seconds:.1f} s): {error}"
-                ) from error
-            count, last_ns = count + 1, stamp_ns
-            yield BagMessage(connection.topic, connection.msgtype, stamp_ns, message)
+                raise self._damaged(count, last_ns, error) from error
+            last_ns = stamp_ns
+            yield BagMessage(topic, type_name, stamp_ns, message)
+
+    def _damaged(self, count: int, last_ns: int, error: Exception) -> InputError:
+        seconds = (last_ns - self.start_ns) * 1e-9
+        return InputError(f"bag {self.path} is damaged after {count} messages ({seconds:.1f} s): {error}")
 
     __iter__ = messages
 
@@ -323,8 +343,8 @@ class TopicMatch:
 def match_topics(types: Mapping[str, str], rig: Rig) -> TopicMatch:
     """Find a bag's topic for each sensor.
 
-    That is the rig's own; else the one of the right type that has the sensor's name in it; else the only one of
-    that type that is left, for the only sensor of its kind that is left.
+    That is the rig's own; else the one of the right type that has the sensor's name in it; else the only one
+    of that type that is left, for the only sensor of its kind that is left.
 
     Args:
         types: Type of each topic, as `BagSource.types`.
@@ -350,12 +370,13 @@ def match_topics(types: Mapping[str, str], rig: Rig) -> TopicMatch:
                 free = [t for t in free if not _names(t, RADAR_WORDS)]
             elif kind == "radar":
                 free = [t for t in free if _names(t, RADAR_WORDS) or not _names(t, LIDAR_WORDS)]
-            for name in wanted:
+            # Long names first: `front_left` must not be taken for `front`.
+            for name in sorted(wanted, key=len, reverse=True):
                 fitting = [t for t in free if _names(t, (name,))] if by_name else free
                 if len(fitting) == 1 and (by_name or len(wanted) == 1):
                     matched[name] = fitting[0]
-    sensors = tuple(s.model_copy(update={"topic": matched[s.name]}) for s in rig.sensors if s.name in matched)
-    if not any(s.kind in ("camera", "lidar") for s in sensors):
+                    free = [t for t in free if t != fitting[0]]
+    if not any(s.name in matched for s in (*rig.cameras, *rig.lidars)):
         present = ", ".join(f"{topic} ({name})" for topic, name in sorted(types.items()))
         raise InputError(
             f"no topic of the bag fits a camera or lidar of rig {rig.name!r}; the bag has {present}. "
@@ -371,12 +392,26 @@ def match_topics(types: Mapping[str, str], rig: Rig) -> TopicMatch:
         if types.get(own) == type_name:
             continue
         candidates = [topic for topic, found in types.items() if found == type_name]
+        if name == "route":  # any other path may be a recorded plan, which must not become the route
+            candidates = [topic for topic in candidates if _names(topic, ("route",))]
         if len(candidates) == 1:
             chosen[name] = update[f"{name}_topic"] = candidates[0]
         else:
             missing.append(name)
     topics = {name: topic for name, topic in chosen.items() if name not in ("odom", "route")}
-    return TopicMatch(rig.with_topics(topics).model_copy(update=update), chosen, tuple(missing))
+    found_rig = rig.with_topics(topics).model_copy(update=update)
+    cameras = {camera.name: _with_camera_info(camera, types) for camera in found_rig.cameras}
+    return TopicMatch(found_rig.with_sensors({**cameras}), chosen, tuple(missing))
+
+
+def _with_camera_info(camera: Camera, types: Mapping[str, str]) -> Camera:
+    """The camera with the CameraInfo that stands beside or above its pictures, if its own is not there."""
+    own = camera.camera_info_topic
+    if own is None or own in types:
+        return camera
+    infos = [topic for topic, name in types.items() if name == CAMERA_INFO_TYPE]
+    beside = [topic for topic in infos if camera.topic.startswith(topic.rpartition("/")[0] + "/")]
+    return camera.model_copy(update={"camera_info_topic": max(beside, key=len, default=own)})
 
 
 def _names(topic: str, words: Collection[str]) -> bool:
@@ -444,6 +479,14 @@ class BagWriter:
         Raises:
             InputError: If the topic has another type.
         """
+        self.write_raw(
+            topic, type_name, stamp_ns, self._store.serialize_cdr(message, type_name), latched=latched
+        )
+
+    def write_raw(
+        self, topic: str, type_name: str, stamp_ns: int, cdr: bytes | memoryview, *, latched: bool = False
+    ) -> None:
+        """Append a message that is serialised already; otherwise as `write`."""
         connection = self._connections.get(topic)
         if connection is None:
             connection = self._connections[topic] = self._writer.add_connection(
@@ -453,7 +496,7 @@ class BagWriter:
             raise InputError(
                 f"topic {topic} is of type {connection.msgtype}, a {type_name} cannot be written to it"
             )
-        self._writer.write(connection, stamp_ns, self._store.serialize_cdr(message, type_name))
+        self._writer.write(connection, stamp_ns, cdr)
         self.num_messages += 1
 
 

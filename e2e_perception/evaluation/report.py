@@ -83,7 +83,7 @@ def pack_points(points_N3: NDArray[np.floating], limit: int) -> bytes:
     Returns:
         Three arrays one after the other: x and y as little-endian int16 [cm], z as uint8 over `VIEW_Z`.
     """
-    points = np.asarray(points_N3, np.float64).reshape(-1, 3)
+    points: NDArray[np.float64] = np.asarray(points_N3, np.float64).reshape(-1, 3)
     points = points[np.isfinite(points).all(axis=1)]
     x, y = points[:, 0], points[:, 1]
     inside = (x > VIEW_X[0]) & (x < VIEW_X[1]) & (y > VIEW_Y[0]) & (y < VIEW_Y[1])

@@ -98,7 +98,7 @@ def count_label_pixels(
     seen = np.bincount(ids[ids >= 0], minlength=len(snapshot.boxes))
     alone = np.zeros(len(snapshot.boxes), np.int64)
     mask = np.zeros((view.height, view.width), np.uint8)
-    for label in np.flatnonzero(seen).tolist():
+    for label in np.unique(shapes.labels_P[shapes.labels_P >= 0]).tolist():
         mask[:] = 0
         for i in np.flatnonzero(shapes.solid_P & (shapes.labels_P == label)).tolist():
             polygon = polygons[i]

@@ -358,7 +358,7 @@ class TrafficVehicle(IDMVehicle):
         """Acceleration [m/s^2] behind somebody: IDM, calmed where it overreacts to a short gap.
 
         The calm part is the constant-acceleration heuristic of Kesting, Treiber and Helbing (Phil. Trans.
-        R. Soc. A 368, 2010), coolness 0.99: nobody brakes to a stop because somebody cut in at the same speed.
+        R. Soc. A 368, 2010), coolness 0.99: nobody brakes to a stop for a cut-in at the same speed.
         """
         style, v = self.style, self.speed
         a, b = style.acceleration, style.braking
@@ -399,7 +399,7 @@ class TrafficVehicle(IDMVehicle):
         return 0.6 * self.LENGTH
 
     def step(self, dt: float) -> None:
-        """Move by `dt` seconds: a kinematic bicycle about its rear axle; steering and pedals are rate-limited."""
+        """Move by `dt` seconds: a kinematic bicycle about its rear axle, rate-limited."""
         self.timer += dt
         change = self.action["acceleration"] - self.applied_acceleration
         up = self.style.max_jerk / 3.0

@@ -129,7 +129,7 @@ def cast_rays(snapshot: Snapshot, lidar: Lidar) -> RangeImage:
     solids = np.where(reaches_ground, np.int64(GROUND), np.int64(NOTHING))
     cosines = np.maximum(sink, 0.0)
 
-    boxes = segments(snapshot.solids)
+    boxes = segments(snapshot.solids).without_those_around(odom_from_lidar.translation)
     box_P, ray_P = _pairs(boxes, odom_from_lidar, pattern, lidar.max_range)
     distances, slopes = _box_distances(boxes, odom_from_lidar, directions_odom_3R, box_P, ray_P)
     distances[distances > max_range] = np.inf

@@ -85,7 +85,7 @@ def simulate_radar(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -
 def reflections(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -> Reflections:
     """Points on the faces that the radar sees, within field of view and range and in line of sight."""
     odom_from_radar = snapshot.odom_from_base @ radar.base_from_sensor
-    boxes = segments(snapshot.solids)
+    boxes = segments(snapshot.solids).without_those_around(odom_from_radar.translation)
     near = np.linalg.norm(boxes.centers_N3 - odom_from_radar.translation, axis=1)
     boxes = boxes.select(near <= radar.max_range + np.linalg.norm(boxes.halves_N3, axis=1))
     points_odom, owners = _points_on_faces(boxes, odom_from_radar.translation, rng)
@@ -130,6 +130,7 @@ def _points_on_faces(
     distance_N = np.maximum(np.linalg.norm(view_N3[:, :2], axis=1), 1e-6)
     # A face across x is as wide as the box is in y, foreshortened unless the viewpoint is right before it.
     width_N2 = 2.0 * boxes.halves_N3[:, 1::-1] * outside_N2 / distance_N[:, None]
+    width_N2[:, 0] *= np.where(view_N3[:, 0] > 0.0, *boxes.ends_N2.T)  # cuts between pieces are no faces
     total_N = width_N2.sum(axis=1)
     num_N = np.clip(np.ceil(total_N / REFLECTION_SPACING), 1, MAX_REFLECTIONS).astype(np.int64)
     num_N[total_N <= 0.0] = 0  # the radar is inside the outline

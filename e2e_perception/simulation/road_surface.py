@@ -93,8 +93,8 @@ class RoadSurface:
             texture = np.block([[[self._tile(first[0] + i, first[1] + j)] for i in steps] for j in steps])
             self._window = GroundTexture(
                 origin_2=np.array(first, np.float64) * TILE,
-                rgb_HW3=np.ascontiguousarray(texture[..., :3]),
-                reflectivity_HW=np.ascontiguousarray(texture[..., 3]),
+                rgb_HW3=np.asarray(cv2.cvtColor(texture, cv2.COLOR_RGBA2RGB), np.uint8),
+                reflectivity_HW=np.asarray(cv2.extractChannel(texture, 3), np.uint8),
             )
             self._window_key = key
         return self._window
@@ -110,28 +110,28 @@ class RoadSurface:
 
     def _paint(self, corner_2: NDArray[np.float64]) -> NDArray[np.uint8]:
         """(TILE_TEXELS, TILE_TEXELS, 4) uint8: r, g, b, reflectivity."""
-        per_metre = SUPERSAMPLING / RESOLUTION
-        num = TILE_TEXELS * SUPERSAMPLING
-        canvas = np.empty((num, num, 4), np.uint8)
-        canvas[:] = GRASS
-
-        def pixels(points_N2: NDArray[np.float64]) -> NDArray[np.int32]:
-            exact = (points_N2 - corner_2) * per_metre - 0.5
-            return np.round(exact * (1 << _FRACTION_BITS)).astype(np.int32)
-
         low_2, high_2 = corner_2, corner_2 + TILE
-        for polygon, bounds in zip(self._polygons, self._bounds_D4, strict=True):
-            if (bounds[:2] < high_2).all() and (bounds[2:] > low_2).all():
-                cv2.fillPoly(canvas, [pixels(polygon)], ASPHALT, cv2.LINE_8, _FRACTION_BITS)
+        crossing = (self._bounds_D4[:, :2] < high_2).all(axis=1) & (self._bounds_D4[:, 2:] > low_2).all(
+            axis=1
+        )
         near = (self._strips_S42.min(axis=1) < high_2).all(axis=1)
         near &= (self._strips_S42.max(axis=1) > low_2).all(axis=1)
+        if not crossing.any() and not near.any():
+            return _grass_tile()
+
+        def pixels(points_N2: NDArray[np.float64]) -> NDArray[np.int32]:
+            exact = (points_N2 - corner_2) * (SUPERSAMPLING / RESOLUTION) - 0.5
+            return np.round(exact * (1 << _FRACTION_BITS)).astype(np.int32)
+
+        canvas = np.tile(
+            np.array(GRASS, np.uint8), (TILE_TEXELS * SUPERSAMPLING, TILE_TEXELS * SUPERSAMPLING, 1)
+        )
+        for i in np.flatnonzero(crossing):
+            cv2.fillPoly(canvas, [pixels(self._polygons[i])], ASPHALT, cv2.LINE_8, _FRACTION_BITS)
         for strip, color in zip(self._strips_S42[near], self._strip_colors[near].tolist(), strict=True):
             cv2.fillConvexPoly(canvas, pixels(strip), color, cv2.LINE_8, _FRACTION_BITS)
         tile = cv2.resize(canvas, (TILE_TEXELS, TILE_TEXELS), interpolation=cv2.INTER_AREA)
-        is_grass = np.abs(tile[..., 3].astype(np.int16) - GRASS[3]) < 5
-        noise = np.where(is_grass, GRASS_NOISE, ASPHALT_NOISE).astype(np.float32) * _noise()
-        tile[..., :3] = np.clip(tile[..., :3] + noise[..., None], 0, 255)
-        return np.asarray(tile, np.uint8)
+        return _with_grain(np.asarray(tile, np.uint8))
 
 
 # Roads are compared by identity: a scenario keeps one Road object for all its snapshots.
@@ -179,11 +179,29 @@ def _strips(points_N2: NDArray[np.float64], width: float, dashed: bool) -> NDArr
 
 
 @functools.cache
-def _noise() -> NDArray[np.float32]:
-    """(TILE_TEXELS, TILE_TEXELS) float32, deviation about 1: grain and patches; repeats without seams."""
+def _grass_tile() -> NDArray[np.uint8]:
+    """A tile away from any road; the same for all of them."""
+    return _with_grain(np.tile(np.array(GRASS, np.uint8), (TILE_TEXELS, TILE_TEXELS, 1)))
+
+
+def _with_grain(tile_YX4: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The tile with uneven colours: grass more, asphalt and paint less."""
+    grass, asphalt = _grain()
+    is_grass = cv2.inRange(tile_YX4[..., 3], GRASS[3] - 4, GRASS[3] + 4)
+    grain = cv2.copyTo(grass, is_grass, asphalt.copy())
+    return np.asarray(cv2.add(tile_YX4, grain, dtype=cv2.CV_8U), np.uint8)
+
+
+@functools.cache
+def _grain() -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """(TILE_TEXELS, TILE_TEXELS, 4) int8 for grass and for asphalt: fine grain and patches, no seams."""
     rng = np.random.default_rng(20)
-    grain, patches = rng.standard_normal((2, TILE_TEXELS, TILE_TEXELS), dtype=np.float32)
+    fine, patches = rng.standard_normal((2, TILE_TEXELS, TILE_TEXELS), dtype=np.float32)
     margin = 64
     smooth = cv2.GaussianBlur(np.pad(patches, margin, mode="wrap"), (0, 0), 14.0)
     smooth = smooth[margin:-margin, margin:-margin]
-    return np.asarray(0.7 * grain + 0.7 * smooth / smooth.std(), np.float32)
+    noise_YX4 = (0.7 * (fine + smooth / smooth.std()))[..., None] * np.array([1.0, 1.0, 1.0, 0.0])
+    grass, asphalt = (
+        np.round(deviation * noise_YX4).astype(np.int8) for deviation in (GRASS_NOISE, ASPHALT_NOISE)
+    )
+    return grass, asphalt

@@ -80,7 +80,7 @@ def random_conditions(rng: np.random.Generator) -> Conditions:
     if kind == "dusk":
         return Conditions(rng.uniform(0.35, 0.65), rng.uniform(0.0, 0.003), (190, 145, 125))
     if kind == "night":
-        return Conditions(rng.uniform(0.1, 0.3), rng.uniform(0.0, 0.002), (22, 26, 40))
+        return Conditions(rng.uniform(0.2, 0.4), rng.uniform(0.0, 0.002), (22, 26, 40))
     return Conditions(rng.uniform(0.5, 0.9), rng.uniform(0.005, 0.025), (185, 188, 190))
 
 

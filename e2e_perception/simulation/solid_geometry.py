@@ -61,6 +61,11 @@ class Segments:
         y = s * local[..., 0] + c * local[..., 1]
         return np.stack([x, y, local[..., 2]], axis=-1) + self.centers_N3[:, None]
 
+    def without_those_around(self, point_3: NDArray[np.float64]) -> Segments:
+        """Leave out the solids that contain a point: a sensor inside would meet the cuts between pieces."""
+        around = (np.abs(self.to_box_frames_N3(point_3)) <= self.halves_N3).all(axis=1)
+        return self.select(~np.isin(self.solids_N, self.solids_N[around])) if around.any() else self
+
     def to_box_frames_N3(self, point_3: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, 3) [m]: one odom point as each box's own frame sees it."""
         x, y, z = (point_3 - self.centers_N3).T

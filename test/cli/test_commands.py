@@ -1,4 +1,4 @@
-"""What a user meets: help that lists the options, one JSON object, one sentence and exit code 2 when wrong."""
+"""What a user meets: help with all options, one JSON object, one sentence and exit code 2 when wrong."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ OPTIONS = {
     "doctor": ["--json"],
     "demo": ["--bag", "--rig", "--out", "--rate", "--bundle", "--backend", "--params", "--seed", "--json"],
     "replay": ["--out", "--bundle", "--rig", "--backend", "--params", "--report", "--json"],
-    "run": ["--params", "--bundle", "--backend", "--rig", "--namespace", "--use-sim-time", "--play", "--record"],
-    "simulate": ["--out", "--kind", "--seed", "--duration", "--format", "--scenarios", "--workers", "--rig", "--json"],
+    "run": ["--params", "--bundle", "--backend", "--rig", "--namespace", "--use-sim-time", "--play",
+            "--record", "--json"],
+    "simulate": ["--out", "--kind", "--seed", "--duration", "--format", "--scenarios", "--workers", "--rig",
+                 "--json"],
     "train": ["--data", "--out", "--config", "--set", "--stop-after", "--device", "--json"],
     "export": ["--out", "--name", "--rig", "--data", "--evaluation", "--parent", "--json"],
     "bundle": ["inspect", "verify"],
@@ -57,8 +59,8 @@ def test_every_command_explains_itself_with_its_options_and_an_example(
 def test_help_and_version_need_no_heavy_library() -> None:
     code = (
         "import sys; from e2e_perception.cli.main import main; main(['--help']); main(['--version']);"
-        "heavy = {'torch', 'rclpy', 'onnxruntime', 'highway_env', 'rosbags', 'cv2', 'zarr'} & set(sys.modules);"
-        "print('HEAVY', sorted(heavy))"
+        "heavy = {'torch', 'rclpy', 'onnxruntime', 'highway_env', 'rosbags', 'cv2', 'zarr'};"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "HEAVY []" in done.stdout

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from short_drive import NUM_FRAMES, RIG, odometry, sensor_messages
 
 from e2e_perception.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_FRAMES = 20
 
 Replay = Callable[..., int]
 
@@ -236,8 +236,6 @@ def test_a_lidar_that_is_not_recorded_is_a_warning_and_the_camera_takes_over(
     bag: Path, rig_file: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bags = pytest.importorskip("e2e_perception.data.bags")
-    from conftest import RIG, odometry, sensor_messages
-
     path = tmp_path / "blind"
     messages = (m for m in sensor_messages() if m.sensor == "front")
     bags.write_scenario_bag(path, messages, RIG, odometry=odometry())

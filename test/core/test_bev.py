@@ -73,6 +73,4 @@ def test_sampling_theta_finds_where_a_cell_was_in_the_memory(x: float, y: float,
 
 
 def test_standing_still_samples_the_memory_unchanged() -> None:
-    np.testing.assert_allclose(
-        BevGrid().sampling_theta(SE2(0, 0, 0)), [[1, 0, 0], [0, 1, 0]], atol=1e-7
-    )
+    np.testing.assert_allclose(BevGrid().sampling_theta(SE2(0, 0, 0)), [[1, 0, 0], [0, 1, 0]], atol=1e-7)

@@ -65,9 +65,7 @@ def test_corners_start_front_left_and_go_counter_clockwise() -> None:
     np.testing.assert_allclose(corners[1], [[-1, 2], [-1, -2], [1, -2], [1, 2]], atol=1e-12)
 
 
-@given(
-    st.floats(-100, 100), st.floats(-100, 100), st.floats(0.1, 20), st.floats(0.1, 5), st.floats(-4, 4)
-)
+@given(st.floats(-100, 100), st.floats(-100, 100), st.floats(0.1, 20), st.floats(0.1, 5), st.floats(-4, 4))
 @settings(deadline=None)
 def test_corners_keep_centre_and_area(x: float, y: float, length: float, width: float, yaw: float) -> None:
     corners = footprint_corners_N42(np.array([[x, y]]), np.array([[length, width]]), np.array([yaw]))[0]

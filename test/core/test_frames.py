@@ -42,13 +42,13 @@ def assert_same(a: SE3, b: SE3, atol: float = 1e-9) -> None:
 def test_wrapped_angle_is_in_range_and_points_the_same_way(angle: float) -> None:
     wrapped = float(wrap_angle(angle))
     assert -np.pi <= wrapped <= np.pi
-    np.testing.assert_allclose(
-        [np.cos(wrapped), np.sin(wrapped)], [np.cos(angle), np.sin(angle)], atol=1e-9
-    )
+    np.testing.assert_allclose([np.cos(wrapped), np.sin(wrapped)], [np.cos(angle), np.sin(angle)], atol=1e-9)
 
 
 def test_wrap_angle_keeps_shape_and_maps_pi_to_minus_pi() -> None:
-    np.testing.assert_allclose(wrap_angle([[np.pi, 3.0], [-np.pi, 4.0]]), [[-np.pi, 3.0], [-np.pi, 4.0 - 2 * np.pi]])
+    np.testing.assert_allclose(
+        wrap_angle([[np.pi, 3.0], [-np.pi, 4.0]]), [[-np.pi, 3.0], [-np.pi, 4.0 - 2 * np.pi]]
+    )
 
 
 def test_yaw_is_counter_clockwise_and_rpy_turns_about_fixed_axes() -> None:
@@ -133,9 +133,7 @@ def test_se2_agrees_with_planar_se3(a: SE2, b: SE2) -> None:
     np.testing.assert_allclose([unit.x, unit.y, np.sin(unit.yaw)], 0.0, atol=1e-9)
     points = np.array([[1.0, 2.0], [3.0, -4.0]])
     np.testing.assert_allclose(both.apply(points), a.apply(b.apply(points)), atol=1e-9)
-    np.testing.assert_allclose(
-        a.rotate(points), a.apply(points) - np.array([a.x, a.y]), atol=1e-9
-    )
+    np.testing.assert_allclose(a.rotate(points), a.apply(points) - np.array([a.x, a.y]), atol=1e-9)
 
 
 def test_planar_part_keeps_position_and_heading_of_a_tilted_pose() -> None:

@@ -1,0 +1,152 @@
+"""The configuration tree as ROS parameters: one declared parameter for each leaf of `StackConfig`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.parameter import Parameter
+
+from e2e_perception.core.config import (
+    ParameterSpec,
+    ParameterValue,
+    Section,
+    StackConfig,
+    config_from_parameters,
+    parameter_specs,
+    section_specs,
+    validated,
+)
+from e2e_perception.core.errors import ConfigError
+
+_TYPES = {
+    "bool": Parameter.Type.BOOL,
+    "integer": Parameter.Type.INTEGER,
+    "double": Parameter.Type.DOUBLE,
+    "string": Parameter.Type.STRING,
+    "string_array": Parameter.Type.STRING_ARRAY,
+}
+_Options = TypeVar("_Options", bound=Section)
+# Parameters of rclpy itself.
+_FOREIGN = ("use_sim_time", "start_type_description_service")
+_FOREIGN_PREFIX = "qos_overrides."
+
+
+def describe(spec: ParameterSpec) -> ParameterDescriptor:
+    """What `ros2 param describe` shows of a parameter."""
+    unit = f" [{spec.unit}]" if spec.unit else ""
+    descriptor = ParameterDescriptor(
+        name=spec.name,
+        type=_TYPES[spec.kind].value,
+        description=f"{spec.description}{unit}",
+        read_only=spec.read_only,
+    )
+    if spec.choices:
+        descriptor.additional_constraints = f"one of: {', '.join(spec.choices)}"
+    if spec.minimum is not None and spec.maximum is not None:
+        if spec.kind == "integer":
+            whole = IntegerRange(from_value=int(spec.minimum), to_value=int(spec.maximum), step=1)
+            descriptor.integer_range = [whole]
+        elif spec.kind == "double":
+            span = FloatingPointRange(from_value=spec.minimum, to_value=spec.maximum, step=0.0)
+            descriptor.floating_point_range = [span]
+    return descriptor
+
+
+def declare(node: Any, name: str, kind: Parameter.Type, value: Any, descriptor: ParameterDescriptor) -> None:
+    """Declare one parameter.
+
+    Done in three steps because rclpy takes an empty list for a list of bytes, and because a read-only
+    parameter can be given a value only before it is read-only.
+    """
+    writable = copy.deepcopy(descriptor)
+    writable.read_only = False
+    node.declare_parameter(name, kind, writable)
+    node.set_parameters([Parameter(name, kind, value)])
+    if descriptor.read_only:
+        final = copy.deepcopy(descriptor)
+        final.type = kind.value
+        node.set_descriptor(name, final)
+
+
+def given_values(node: Any) -> dict[str, Any]:
+    """Take the values given by parameter files and the command line, to declare them properly afterwards.
+
+    The node must have been made with `automatically_declare_parameters_from_overrides=True`: otherwise rclpy
+    silently ignores values given to names that nobody declares, such as misspelt ones.
+    """
+    values = {}
+    for name, parameter in node.get_parameters_by_prefix("").items():
+        if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIX):
+            values[name] = parameter.value
+            node.undeclare_parameter(name)
+    return values
+
+
+def declared_options(node: Any, model: type[_Options]) -> _Options:
+    """Declare the parameters of a node whose options never change, with the values given to it.
+
+    Raises:
+        ConfigError: If a given value is unknown or out of range.
+    """
+    given = given_values(node)
+    options = validated(model, given, f"parameters of {node.get_name()}")
+    for spec in section_specs(model):
+        value = getattr(options, spec.name)
+        declare(
+            node,
+            spec.name,
+            _TYPES[spec.kind],
+            float(value) if spec.kind == "double" else value,
+            describe(spec),
+        )
+    return options
+
+
+class StackParameters:
+    """The stack's parameters of one node.
+
+    Attributes:
+        config: The present configuration.
+        problem: What is wrong with the values given at the start; then the defaults are in force.
+    """
+
+    def __init__(self, node: Any, given: dict[str, Any], on_change: Callable[[StackConfig], None]) -> None:
+        """Declare all parameters.
+
+        Args:
+            node: A node without them.
+            given: Values from parameter files and the command line, by name.
+            on_change: Told the new configuration whenever a parameter was set.
+        """
+        self.problem = ""
+        self._on_change = on_change
+        self._specs = {spec.name: spec for spec in parameter_specs()}
+        try:
+            self.config = config_from_parameters(given)
+        except ConfigError as error:
+            self.config = StackConfig()
+            self.problem = str(error)
+        for spec in self._specs.values():
+            declare(node, spec.name, _TYPES[spec.kind], self._value(spec), describe(spec))
+        node.add_on_set_parameters_callback(self._on_set)
+
+    def _value(self, spec: ParameterSpec) -> ParameterValue:
+        section, _, leaf = spec.name.partition(".")
+        value = getattr(getattr(self.config, section), leaf)
+        return float(value) if spec.kind == "double" else value
+
+    def _on_set(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """Check values set from outside; all of them hold, or none."""
+        values = {p.name: p.value for p in parameters if p.name in self._specs}
+        if not values:
+            return SetParametersResult(successful=True)
+        try:
+            config = config_from_parameters(values, self.config)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self.config = config
+        self._on_change(config)
+        return SetParametersResult(successful=True)

@@ -1,0 +1,295 @@
+"""Sensor messages as a robot records them, and clips whose labels agree with the world."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from synthetic import SMALL
+
+from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.clips import MAX_LABELS, Clip
+from e2e_perception.core.frames import SE2
+from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, SIZES
+from e2e_perception.core.resources import config_dir
+from e2e_perception.core.rig import Camera, Rig, load_rig
+from e2e_perception.core.samples import ImageSample, PointsSample
+from e2e_perception.deploy.contract import tensor_contract
+from e2e_perception.simulation.labels import road_maps
+from e2e_perception.simulation.randomization import network_sized, randomized_rig
+from e2e_perception.simulation.recording import odometry, record_clips, sensor_messages, true_boxes
+from e2e_perception.simulation.scenario import Scenario
+from e2e_perception.simulation.traffic import simulate_scenario
+
+MILLISECOND = 1_000_000
+X, Y = BOX_FIELDS.index("x"), BOX_FIELDS.index("y")
+VX, VY = BOX_FIELDS.index("vx"), BOX_FIELDS.index("vy")
+RECURRENT = {"bev_memory", "bev_theta", "memory_valid", "track_tokens", "track_boxes", "track_valid"}
+
+
+@lru_cache(maxsize=1)
+def rig() -> Rig:
+    return load_rig(config_dir() / "rigs" / "tiny.yaml")
+
+
+@lru_cache(maxsize=8)
+def scenario(kind: str = "two_way", seed: int = 5) -> Scenario:
+    return simulate_scenario(kind, seed, 3.0)
+
+
+@lru_cache(maxsize=8)
+def clips(kind: str = "two_way", seed: int = 5, randomize: bool = True) -> tuple[Clip, ...]:
+    made = record_clips(
+        scenario(kind, seed), rig(), SMALL, clip_length=4, stride_s=0.7, seed=2, randomize=randomize
+    )
+    return tuple(made)
+
+
+def columns(clip: Clip) -> list[np.ndarray]:
+    return [clip.ids_TB[t] >= 0 for t in range(len(clip))]
+
+
+# ------------------------------------------------------------------ messages
+
+
+def test_messages_come_in_order_of_arrival_at_each_sensors_rate() -> None:
+    short = dataclasses.replace(scenario(), end_ns=scenario().start_ns + 1_000 * MILLISECOND)
+    messages = list(sensor_messages(short, rig(), seed=1))
+    arrivals = [m.arrival_ns for m in messages]
+    assert arrivals == sorted(arrivals)
+    for sensor in rig().sensors:
+        own = [m for m in messages if m.sensor == sensor.name]
+        stamps = np.array([m.stamp_ns for m in own])
+        assert abs(len(own) - sensor.rate_hz) <= 1
+        np.testing.assert_allclose(np.diff(stamps), 1e9 / sensor.rate_hz, atol=1)
+        latencies = (np.array([m.arrival_ns for m in own]) - stamps) / MILLISECOND
+        assert abs(latencies.mean() - sensor.latency_ms) < 4 * sensor.jitter_ms / np.sqrt(len(own)) + 0.1
+        expected = ImageSample if isinstance(sensor, Camera) else PointsSample
+        assert all(isinstance(m.payload, expected) for m in own)
+
+
+def test_sensors_at_the_leaders_rate_keep_their_offset_to_it() -> None:
+    short = dataclasses.replace(scenario(), end_ns=scenario().start_ns + 350 * MILLISECOND)
+    messages = list(sensor_messages(short, rig(), seed=1))
+    lidar = np.array([m.stamp_ns for m in messages if m.sensor == rig().lidars[0].name])
+    for camera in rig().cameras:
+        for stamp_ns in [m.stamp_ns for m in messages if m.sensor == camera.name]:
+            offsets = (stamp_ns - lidar) / MILLISECOND
+            # The last picture may belong to a sweep after the end.
+            offsets = np.append(offsets, offsets[-1] - 100.0)
+            assert np.abs(offsets - camera.offset_ms).min() < 1e-6
+
+
+def test_the_same_seed_gives_the_same_messages() -> None:
+    short = dataclasses.replace(scenario(), end_ns=scenario().start_ns + 150 * MILLISECOND)
+    first, second = (list(sensor_messages(short, rig(), seed=9)) for _ in range(2))
+    assert [(m.sensor, m.stamp_ns, m.arrival_ns) for m in first] == [
+        (m.sensor, m.stamp_ns, m.arrival_ns) for m in second
+    ]
+    for a, b in zip(first, second, strict=True):
+        if isinstance(a.payload, ImageSample):
+            assert np.array_equal(a.payload.rgb_HW3, b.payload.rgb_HW3)
+        else:
+            assert all(np.array_equal(v, b.payload.fields[k]) for k, v in a.payload.fields.items())
+
+
+def test_odometry_and_true_boxes_cover_the_scenario() -> None:
+    states = list(odometry(scenario(), rate_hz=20.0))
+    assert len(states) == 61
+    assert states[0].stamp_ns == scenario().start_ns
+    assert states[-1].stamp_ns == scenario().end_ns
+    stamp_ns, boxes = list(true_boxes(scenario(), rate_hz=2.0))[2]
+    snapshot = scenario().snapshot(stamp_ns)
+    back = snapshot.odom_from_base.apply(boxes.centers_N3)
+    np.testing.assert_allclose(back, snapshot.boxes.centers_N3, atol=1e-3)
+
+
+# ------------------------------------------------------------------ clips
+
+
+def test_clips_hold_the_contracts_inputs() -> None:
+    contract = {spec.name: spec for spec in tensor_contract(SMALL).inputs if spec.name not in RECURRENT}
+    for clip in clips():
+        assert set(clip.inputs) == set(contract)
+        for name, value in clip.inputs.items():
+            assert value.shape == (4, *contract[name].shape[1:])
+            half = name in ("lidar_raster", "radar_raster")
+            assert str(value.dtype) == ("float16" if half else contract[name].dtype)
+            assert np.isfinite(value).all()
+        for name in ("camera_valid", "lidar_valid", "radar_valid"):
+            assert np.all(clip.inputs[name] == 1.0), f"{name}: a sensor was not usable"
+
+
+def test_clips_are_reproducible() -> None:
+    again = tuple(record_clips(scenario(), rig(), SMALL, clip_length=4, stride_s=0.7, seed=2))
+    assert len(again) == len(clips()) == 4
+    for a, b in zip(clips(), again, strict=True):
+        assert a.scenario == b.scenario == "two_way/5"
+        assert all(np.array_equal(value, b.arrays()[name]) for name, value in a.arrays().items())
+
+
+def test_label_velocities_are_the_motion_of_the_labels() -> None:
+    compared = 0
+    for clip in clips():
+        for t in range(1, len(clip)):
+            previous_from_base = SE2(*clip.memory_from_base_T3[t].tolist())
+            before = {int(i): row for i, row in zip(clip.ids_TB[t - 1], clip.boxes_TB10[t - 1], strict=True)}
+            for identity, row in zip(clip.ids_TB[t].tolist(), clip.boxes_TB10[t], strict=True):
+                if identity < 0 or identity not in before:
+                    continue
+                moved = previous_from_base.apply(row[[X, Y]]) - before[identity][[X, Y]]
+                velocity = previous_from_base.rotate(row[[VX, VY]])
+                np.testing.assert_allclose(moved / SMALL.frame_period_s, velocity, atol=0.6)
+                compared += 1
+    assert compared > 20
+
+
+def test_futures_are_where_the_object_is_later() -> None:
+    clip, made = clips()[0], scenario()
+    for t, stamp_ns in enumerate(clip.stamps_ns_T.tolist()):
+        base_from_odom = made.ego_at(stamp_ns).odom_from_base.inverse().planar_part()
+        present = clip.ids_TB[t] >= 0
+        assert present.any()
+        assert clip.futures_valid_TBS[t, present].all()
+        assert not clip.futures_valid_TBS[t, ~present].any()
+        for k, ahead_s in enumerate(SMALL.times_T):
+            later_ns = stamp_ns + round(ahead_s * 1e9)
+            poses, _ = made.agents_at(later_ns)
+            expected = base_from_odom.apply(poses[clip.ids_TB[t, present], :2])
+            np.testing.assert_allclose(clip.futures_TBS2[t, present, k], expected, atol=1e-3)
+            pose = base_from_odom @ made.ego_at(later_ns).odom_from_base.planar_part()
+            np.testing.assert_allclose(clip.ego_future_TS3[t, k], (pose.x, pose.y, pose.yaw), atol=1e-4)
+
+
+def test_a_collision_or_a_swerve_takes_the_robots_path_out_of_the_labels() -> None:
+    made = dataclasses.replace(scenario(), collided=False, swerves=())
+    swerve = (made.start_ns + 2_000 * MILLISECOND, made.start_ns + 2_500 * MILLISECOND)
+    free, swerving, crashed = (
+        next(record_clips(s, rig(), SMALL, clip_length=2, seed=2))
+        for s in (
+            made,
+            dataclasses.replace(made, swerves=(swerve,)),
+            dataclasses.replace(made, collided=True),
+        )
+    )
+    assert free.ego_future_valid_TS.all()
+    assert not crashed.ego_future_valid_TS.any()
+    # The first frame is 0.4 s after the start: three steps of half a second end before the swerve begins.
+    assert swerving.ego_future_valid_TS[0].tolist() == [True] * 3 + [False] * 5
+    assert crashed.futures_valid_TBS.any()
+
+
+def test_what_no_sensor_has_seen_yet_weighs_nothing() -> None:
+    hidden = 0
+    for clip in (*clips(), *clips("crossing", 3)):
+        seen: set[int] = set()
+        for t in range(len(clip)):
+            present = clip.ids_TB[t] >= 0
+            assert not (clip.visible_TB[t] & ~present).any()
+            seen |= set(clip.ids_TB[t, clip.visible_TB[t]].tolist())
+            for identity, weight in zip(
+                clip.ids_TB[t, present].tolist(), clip.weights_TB[t, present], strict=True
+            ):
+                assert weight == float(identity in seen)
+                hidden += weight == 0.0
+            assert np.all(clip.weights_TB[t, ~present] == 0.0)
+        assert seen
+    assert hidden > 0
+
+
+def test_labels_are_the_nearest_inside_the_grid_and_padding_is_neutral() -> None:
+    for clip in clips():
+        for t in range(len(clip)):
+            present = clip.ids_TB[t] >= 0
+            assert present.sum() <= MAX_LABELS
+            assert SMALL.grid.contains(clip.boxes_TB10[t, present][:, [X, Y]]).all()
+            distance = np.hypot(*clip.boxes_TB10[t, present][:, [X, Y]].T)
+            assert np.all(np.diff(distance) >= -1e-4)
+            assert np.all(clip.boxes_TB10[t, ~present, BOX_FIELDS.index("cos_yaw")] == 1.0)
+            assert set(clip.class_ids_TB[t, present].tolist()) <= set(range(len(CLASSES)))
+
+
+def test_lidar_returns_lie_where_visible_labels_are() -> None:
+    hits = []
+    for clip in clips(randomize=False):
+        for t in range(len(clip)):
+            occupied = clip.inputs["lidar_raster"][t, 1:4].max(0) > 0  # above the ground
+            for i in np.flatnonzero(clip.visible_TB[t]):
+                x, y = clip.boxes_TB10[t, i, [X, Y]]
+                if x < 3.0 or np.hypot(x, y) > 30.0:
+                    continue
+                column = int((x - SMALL.grid.x_min) / SMALL.grid.resolution)
+                row = int((y - SMALL.grid.y_min) / SMALL.grid.resolution)
+                hits.append(occupied[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].any())
+    assert len(hits) > 10
+    assert np.mean(hits) > 0.9
+
+
+def test_the_robot_stands_on_drivable_ground() -> None:
+    grid = SMALL.bev_grid
+    row, column = int(-grid.y_min / grid.resolution), int(-grid.x_min / grid.resolution)
+    for clip in clips():
+        assert clip.maps_valid
+        assert np.all(clip.maps_T2YX[:, 0, row, column] == 1)
+        assert set(np.unique(clip.maps_T2YX).tolist()) == {0, 1}
+        # A boundary runs along both sides.
+        assert clip.maps_T2YX[:, 1, :row].any()
+        assert clip.maps_T2YX[:, 1, row + 1 :].any()
+
+
+def test_maps_turn_with_the_robot() -> None:
+    snapshot = scenario().snapshot(scenario().start_ns)
+    grid = SMALL.bev_grid
+    inverse = snapshot.odom_from_base.inverse().planar_part()
+    there = road_maps(snapshot.road, inverse, grid)
+    around = road_maps(snapshot.road, SE2(0.0, 0.0, np.pi) @ inverse, grid)
+    rows, columns_ = grid.shape
+    middle = columns_ // 2
+    symmetric = slice(0, 2 * int(-grid.x_min / grid.resolution))
+    assert middle > 0
+    assert rows == there.shape[1]
+    flipped = around[0][::-1, symmetric][:, ::-1]
+    assert np.mean(flipped == there[0][:, symmetric]) > 0.97
+
+
+def test_ego_state_tells_speed_limit_and_acceleration() -> None:
+    clip, made = clips("braking_lead", 1)[0], scenario("braking_lead", 1)
+    state = dict(zip(EGO_FIELDS, clip.inputs["ego_state"][0].tolist(), strict=True))
+    ego = made.ego_at(int(clip.stamps_ns_T[0]))
+    assert state["valid"] == 1.0
+    assert state["speed"] == pytest.approx(ego.speed, abs=1e-3)
+    assert state["speed_limit"] == pytest.approx(made.speed_limit, abs=1e-3)
+    past = made.ego_at(int(clip.stamps_ns_T[0]) - 300 * MILLISECOND)
+    assert state["acceleration"] == pytest.approx((ego.speed - past.speed) / 0.3, abs=0.05)
+
+
+# ------------------------------------------------------------------ rigs
+
+
+def test_a_network_sized_camera_needs_no_resizing_and_sees_the_same() -> None:
+    from e2e_perception.runtime.preprocess import ImageCrop
+
+    network = SIZES["tiny"]
+    for name in ("tiny", "kitti_highway"):
+        for camera in load_rig(config_dir() / "rigs" / f"{name}.yaml").cameras:
+            small = network_sized(camera, network)
+            assert (small.width, small.height) == (network.image_width, network.image_height)
+            np.testing.assert_allclose(
+                ImageCrop.of(small, network).network_from_camera, np.eye(3), atol=1e-12
+            )
+            original = ImageCrop.of(camera, network).network_from_camera @ camera.image_from_base
+            np.testing.assert_allclose(small.image_from_base, original, atol=1e-9)
+
+
+def test_randomised_rigs_differ_but_keep_names_and_stay_plausible() -> None:
+    rng = np.random.default_rng(0)
+    relatives = [randomized_rig(rig(), rng) for _ in range(40)]
+    beams = {relative.lidars[0].num_beams for relative in relatives}
+    assert {16, 64} <= beams
+    for relative in relatives:
+        assert [s.name for s in relative.sensors] == [s.name for s in rig().sensors]
+        for before, after in zip(rig().sensors, relative.sensors, strict=True):
+            assert abs(after.mount.xyz[2] - before.mount.xyz[2]) < 0.4
+            Rig.model_validate(relative.model_dump())
