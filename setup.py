@@ -13,7 +13,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SHARED = ("config", "launch", "resource")
+SHARED = ("config", "launch", "msg", "resource")
 
 
 def version() -> str:

@@ -1,16 +1,17 @@
 """Brings the stack up: `ros2 launch e2e_perception bringup.launch.py rig:=tiny`.
 
-`ros2 launch e2e_perception bringup.launch.py --show-args` lists the arguments. An argument left empty leaves the
-value of the parameter file, or the default of docs/parameters.md.
+`ros2 launch e2e_perception bringup.launch.py --show-args` lists the arguments. An argument left empty
+leaves the value of the parameter file, or the default of docs/parameters.md.
 """
 
 from __future__ import annotations
 
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS = {
     "params_file": ("", "YAML file with ROS parameters; empty: config/perception.yaml of the package."),
@@ -20,7 +21,10 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of the node and its outputs."),
     "use_sim_time": ("false", "Take time from /clock, as for a replayed bag."),
     "autostart": ("true", "Configure and activate at once; false leaves it to a lifecycle manager."),
-    "sensor_topics": ("", "Topics in place of the rig's, e.g. `front:=/cam/image_raw,top:=/velodyne_points`."),
+    "sensor_topics": (
+        "",
+        "Topics in place of the rig's, e.g. `front:=/cam/image_raw,top:=/velodyne_points`.",
+    ),
     "log_level": ("info", "Log level of the node."),
 }
 PARAMETER_OF = {"bundle": "engine.bundle", "backend": "engine.backend", "rig": "node.rig"}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = ("package.xml", "setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
-DIRECTORIES = ("e2e_perception", "config", "launch", "resource", "requirements")
+DIRECTORIES = ("e2e_perception", "config", "launch", "msg", "resource", "requirements")
 
 
 def copy_sources(target: Path) -> None:
@@ -40,7 +40,7 @@ def files_under(folder: Path) -> list[str]:
 
 def expected_names() -> set[str]:
     """Every file of the package, and every shared file under `_share`."""
-    shared = [name for top in ("config", "launch", "resource") for name in files_under(ROOT / top)]
+    shared = [name for top in ("config", "launch", "msg", "resource") for name in files_under(ROOT / top)]
     return {*files_under(ROOT / "e2e_perception"), *(f"e2e_perception/_share/{name}" for name in shared)}
 
 

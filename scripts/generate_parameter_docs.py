@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,22 @@ COMMAND = "python scripts/generate_parameter_docs.py"
 KINDS = {"string_array": "string array"}
 
 
+INTRODUCTION = """\
+All of them are ROS parameters with type, range, unit and description (`ros2 param describe`). A *live*
+parameter may be set while the node runs and holds from the next frame on; the others are read-only and are
+given at the start, in a parameter file (`config/perception.yaml` has them all) or with
+`--ros-args -p name:=value`. A value that is unknown, of the wrong type or out of range is refused with the
+reason; at the start the node then stays unconfigured and says so on its health topic.
+
+## perception_node
+
+Besides those below: `autostart` (bool, default `true`): configure and activate at the start; `false` where a
+lifecycle manager does it. `use_sim_time` (bool): take the time from /clock.
+"""
+
+
 def number(value: float) -> str:
+    """As short as it can be written."""
     return f"{value:g}"
 
 
@@ -50,6 +66,7 @@ def yaml_value(spec: ParameterSpec) -> str:
 
 
 def table(specs: Iterable[ParameterSpec], prefix: str = "") -> Iterator[str]:
+    """Lines of a Markdown table."""
     yield "| parameter | type | default | unit | allowed | live | meaning |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for spec in specs:
@@ -77,16 +94,7 @@ def document() -> str:
         "",
         f"Generated from `core/config.py` and `nodes/options.py` by `{COMMAND}`; do not edit.",
         "",
-        "All of them are ROS parameters with type, range, unit and description (`ros2 param describe`). A *live*",
-        "parameter may be set while the node runs and holds from the next frame on; the others are read-only and",
-        "are given at the start, in a parameter file (`config/perception.yaml` has them all) or with",
-        "`--ros-args -p name:=value`. A value that is unknown, of the wrong type or out of range is refused with",
-        "the reason; at the start the node then stays unconfigured and says so on its health topic.",
-        "",
-        "## perception_node",
-        "",
-        "Besides those below: `autostart` (bool, default `true`): configure and activate at the start; `false`",
-        "where a lifecycle manager does it. `use_sim_time` (bool): take the time from /clock.",
+        *INTRODUCTION.splitlines(),
     ]
     for name, meaning, specs in sections():
         lines += ["", f"### {name}", "", meaning, "", *table(specs)]
@@ -119,9 +127,10 @@ def defaults() -> str:
             if spec.read_only:
                 facts.append("Read-only.")
             leaf = spec.name.partition(".")[2]
-            # ROS cannot read an empty list from a file; leaving it out means the same.
+            # ROS reads an empty list as no value at all; leaving it out means the same.
             hidden = "# " if spec.default == [] else ""
-            lines += [f"      # {' '.join(facts)}", f"      {hidden}{leaf}: {yaml_value(spec)}"]
+            comment = textwrap.wrap(" ".join(facts), 100)
+            lines += [*(f"      # {line}" for line in comment), f"      {hidden}{leaf}: {yaml_value(spec)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ SMALL = NetworkConfig(
 
 
 def synthetic_clip(network: NetworkConfig = SMALL, *, seed: int = 0, num_frames: int = 4) -> Clip:
-    """The robot drives 8 m/s straight on behind a car and brakes; three cars around, drawn into the rasters."""
+    """The robot drives 8 m/s straight on behind a car and brakes; others around, drawn into the rasters."""
     rng = np.random.default_rng(seed)
     t_count, s_count = num_frames, network.horizon_steps
     y_cells, x_cells = network.grid.shape

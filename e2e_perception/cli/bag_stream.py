@@ -106,6 +106,11 @@ class BagStream:
         return self.counts.get(self.rig.sensor(self.anchor).topic, 0)
 
     @property
+    def num_topics(self) -> int:
+        """Topics that the stack listens to in any case: sensors, CameraInfo, odometry, route."""
+        return len(set(self._topics) - {TF_STATIC, LABELS_TOPIC})
+
+    @property
     def warnings(self) -> list[str]:
         """What is odd about the recording, found so far."""
         return [*self._notes, *(f"{text} ({count}×)" for text, count in self._problems.items())]

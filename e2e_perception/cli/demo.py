@@ -38,6 +38,7 @@ from e2e_perception.deploy.bundle import find_bundle
 
 if TYPE_CHECKING:
     from e2e_perception.cli.bag_stream import BagStream
+    from e2e_perception.cli.live import ProcessMeter
 
 DEMO_KIND, DEMO_SECONDS, DEMO_RIG = "stopped_queue", 12.0, "tiny"
 READY_TIMEOUT_S = 90.0
@@ -128,7 +129,7 @@ def run_demo(
         parameters = {**given, "node.rig": _rig_for_node(rig_name, stream.rig, out)}
         with private_domain() as domain:
             log(f"ROS domain {domain}, rig {rig_name}, {stream.duration_s:.1f} s at {rate:g}×")
-            measured = _play_live(stream, out, domain, parameters, params, rate)
+            meter = _play_live(stream, out, domain, parameters, params, rate)
         results = _published(out / "outputs")
         frames, silences = frames_and_silences(results)
         if not frames:
@@ -145,8 +146,8 @@ def run_demo(
             frames,
             frames_in=stream.num_anchor_messages,
             drops=drops,
-            cpu_share=measured["cpu_share"],
-            peak_memory_mb=measured["peak_memory_mb"],
+            cpu_share=None if meter is None else meter.cpu_share,
+            peak_memory_mb=None if meter is None else meter.peak_memory_mb,
         )
         summary |= {
             "mode": f"live over DDS at {rate:g}×",
@@ -168,8 +169,12 @@ def _play_live(
     parameters: Mapping[str, ParameterValue],
     params: Path | None,
     rate: float,
-) -> dict[str, float]:
-    """Run the three nodes until the bag is over and all frames are out; CPU and memory of the stack."""
+) -> ProcessMeter | None:
+    """Run the three nodes until the bag is over and all frames are out.
+
+    Returns:
+        CPU and memory of the stack while it played; None if no frame ever came.
+    """
     from e2e_perception.cli.live import ProcessMeter, StackWatcher
 
     logs = out / "logs"
@@ -189,12 +194,21 @@ def _play_live(
         with StackWatcher(domain, nodes) as watcher:
             watcher.activate("perception_node", READY_TIMEOUT_S)
             watcher.listen(READY_TIMEOUT_S, num_subscribers=2)
-            meter = ProcessMeter(stack.process.pid)
-            player = start("replay_node", parameter_arguments({"bag": str(stream.path), "rate": float(rate)}))
+            meter: ProcessMeter | None = None
+            playing = {
+                "bag": str(stream.path),
+                "rate": float(rate),
+                "wait_for_subscribers": stream.num_topics,
+            }
+            player = start("replay_node", parameter_arguments(playing))
             with progress_bar("playing", stream.num_anchor_messages) as progress:
 
                 def played() -> bool:
-                    meter.sample()
+                    nonlocal meter
+                    if meter is None and watcher.frames > 0:  # waiting and loading are no load of the stack
+                        meter = ProcessMeter(stack.process.pid)
+                    elif meter is not None:
+                        meter.sample()
                     progress(watcher.frames)
                     return player.exit_code is not None
 
@@ -210,7 +224,7 @@ def _play_live(
                 raise NodeError(node.failure())
     finally:
         stop_nodes(nodes)
-    return {"cpu_share": meter.cpu_share, "peak_memory_mb": meter.peak_memory_mb}
+    return meter
 
 
 def _rig_for_node(name: str, rig: Rig, out: Path) -> str:

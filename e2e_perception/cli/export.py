@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
+from e2e_perception.cli.console import emit_json, log, print_table
 from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from e2e_perception.model.network import JointNetwork
 from e2e_perception.core.rig import find_rig
 
 
@@ -97,24 +100,11 @@ def export(
     print_table("Exported", ("what", "value"), rows, wide=True)
 
 
-def _measure(model: Any, data: Path, max_clips: int | None) -> dict[str, float]:
+def _measure(model: JointNetwork, data: Path, max_clips: int | None) -> dict[str, float]:
+    from e2e_perception.cli.evaluate import measure
     from e2e_perception.data.clip_store import ClipStore
-    from e2e_perception.training.evaluate import CONTROLS, evaluate_open_loop
 
-    store = ClipStore(data)
-    figures: dict[str, float] = {}
-    for control in CONTROLS:
-        with progress_bar(f"measuring, {control.replace('_', ' ')}", None) as progress:
-            part = evaluate_open_loop(
-                model,
-                store,
-                control=control,
-                max_clips=max_clips,
-                progress=lambda done, total: progress(done),
-            )
-        prefix = "" if control == "full" else f"{control}/"
-        figures.update({prefix + key: value for key, value in part.items()})
-    return figures
+    return measure(model, ClipStore(data), "validation", max_clips)
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

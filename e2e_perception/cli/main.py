@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import e2e_perception
-from e2e_perception.cli import bundle, demo, doctor, export, replay, run, simulate, train
+from e2e_perception.cli import bundle, demo, doctor, evaluate, export, replay, run, simulate, train
 from e2e_perception.cli.console import emit_json, log
 from e2e_perception.core.errors import E2EPerceptionError
 
@@ -42,7 +42,7 @@ def _common(
     pass
 
 
-for _module in (doctor, demo, replay, run, simulate, train, export):
+for _module in (doctor, demo, replay, run, simulate, train, export, evaluate):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
 app.add_typer(bundle.app, name="bundle")

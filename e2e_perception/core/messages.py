@@ -409,12 +409,8 @@ def diagnostics_message(
 
     stages = {f"{stage} [ms]": f"{value:.1f}" for stage, value in health.stage_ms.items()}
     drops = {f"dropped: {cause}": count for cause, count in health.drops.items() if count}
-    facts = {
-        "backend": health.backend,
-        "bundle": health.bundle,
-        "frames": health.frames,
-        "plans": health.plans,
-    }
+    engine = {"backend": health.backend, "bundle": health.bundle}
+    counts = {"frames": health.frames, "plans": health.plans}
     statuses = [
         status(
             "stack",

@@ -6,7 +6,7 @@ Legend: T frames, L label slots, N cameras, S horizon steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ from torch.utils.data import Dataset
 
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.frames import SE2
-from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, LIDAR_CHANNELS, RADAR_CHANNELS, NetworkConfig
+from e2e_perception.core.network_config import (
+    BOX_FIELDS,
+    EGO_FIELDS,
+    LIDAR_CHANNELS,
+    RADAR_CHANNELS,
+    NetworkConfig,
+)
 
 if TYPE_CHECKING:
     from e2e_perception.data.clip_store import ClipStore
@@ -74,7 +80,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
-def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[np.generic]]:
+def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
     """A clip's inputs and labels by the names that the network and the losses use.
 
     Returns:
@@ -113,8 +119,8 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[np.gene
 
 
 def mirrored(
-    arrays: dict[str, NDArray[np.generic]], network: NetworkConfig
-) -> dict[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[Any]], network: NetworkConfig
+) -> dict[str, NDArray[Any]]:
     """The world seen in a mirror along the robot's x axis: left and right exchanged everywhere.
 
     Args:
@@ -152,7 +158,7 @@ def mirrored(
     return out
 
 
-def _negated(array: NDArray[np.generic], columns: list[int]) -> NDArray[np.generic]:
+def _negated(array: NDArray[Any], columns: list[int]) -> NDArray[Any]:
     sign = np.ones(array.shape[-1], np.float32)
     sign[columns] = -1.0
     return array * sign
@@ -169,8 +175,8 @@ def _mirror_slots(names: tuple[str, ...]) -> list[int]:
 
 
 def with_dropout(
-    arrays: dict[str, NDArray[np.generic]], dropout: Dropout, rng: np.random.Generator
-) -> dict[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[Any]], dropout: Dropout, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
     """The clip with some sensors dead from its first frame or from a random one on."""
     out = dict(arrays)
     num_frames = len(arrays["camera_valid"])

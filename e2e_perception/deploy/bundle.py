@@ -1,11 +1,11 @@
 """Bundles: what goes to the robot, checked whole before any of it is used.
 
-    bundle.json         schema, contract, network, rig, classes, cost weights, provenance, metrics
-    model.onnx          the graph, one self-contained file
-    weights.safetensors the same weights for the torch backend and for further training
-    evaluation.json     measured figures
-    MODEL_CARD.md       for people
-    SHA256SUMS          of every file above
+bundle.json         schema, contract, network, rig, classes, cost weights, provenance, metrics
+model.onnx          the graph, one self-contained file
+weights.safetensors the same weights for the torch backend and for further training
+evaluation.json     measured figures
+MODEL_CARD.md       for people
+SHA256SUMS          of every file above
 """
 
 from __future__ import annotations

@@ -178,7 +178,9 @@ def rollout_difference(
 
 
 def _remember(
-    inputs: Mapping[str, NDArray[np.generic]], outputs: Mapping[str, NDArray[np.float32]], chosen: NDArray[np.int64]
+    inputs: Mapping[str, NDArray[np.generic]],
+    outputs: Mapping[str, NDArray[np.float32]],
+    chosen: NDArray[np.int64],
 ) -> dict[str, NDArray[np.generic]]:
     tokens, boxes = np.zeros_like(inputs["track_tokens"]), np.zeros_like(inputs["track_boxes"])
     valid = np.zeros_like(inputs["track_valid"])
@@ -243,7 +245,8 @@ def export_bundle(
         worst = max(parity, key=lambda key: parity[key])
         if not parity[worst] <= PARITY_TOLERANCE:
             raise BundleError(
-                f"exported graph differs from torch: {worst} by {parity[worst]:.2e} over {PARITY_FRAMES} frames, "
+                f"exported graph differs from torch: {worst} by {parity[worst]:.2e} over "
+                f"{PARITY_FRAMES} frames, "
                 f"at most {PARITY_TOLERANCE:.0e} is allowed"
             )
         manifest["parity"] = {"frames": PARITY_FRAMES, "worst": worst, "difference": parity[worst]}
@@ -277,8 +280,8 @@ Joint detection, tracking, motion prediction and planning; {manifest["num_parame
 
 ## Intended use
 
-Research and development on robots under supervision, and as the CPU default of e2e_perception. It was trained on
-simulated traffic; it has not been validated for driving a vehicle among people.
+Research and development on robots under supervision, and as the CPU default of e2e_perception. It was
+trained on simulated traffic; it has not been validated for driving a vehicle among people.
 
 ## Training
 
@@ -290,8 +293,7 @@ simulated traffic; it has not been validated for driving a vehicle among people.
 
 ## Limits
 
-- Trained on simulated sensors; on real lidar it detects vehicles near the road, with more misses and false alarms
-  than in simulation.
+- Trained on simulated sensors alone; on real ones expect more misses and false alarms than measured here.
 - Roads are nearly flat, lanes are marked, no traffic lights, no junctions with turning traffic.
 - Classes: {", ".join(manifest["classes"])}.
 """

@@ -1,8 +1,8 @@
 """Open-loop figures on labelled clips: detection, association, prediction and plan, with controls.
 
-Every figure is accumulated as a sum and a count, so that clips can be added in any order. Open-loop plan error is
-not driving; the controls beside it (constant velocity, and the same network with its sensors taken away) say how
-much of it comes from looking.
+Every figure is accumulated as a sum and a count, so that clips can be added in any order. Open-loop plan
+error is not driving; the controls beside it (constant velocity, and the same network with its sensors taken
+away) say how much of it comes from looking.
 
 Legend: Q detections, L label slots, S horizon steps, F futures, M remembered tracks.
 """

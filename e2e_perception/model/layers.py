@@ -112,7 +112,9 @@ class GatedUpdate(nn.Module):
         return (1 - keep) * now + keep * candidate
 
 
-def sample_bev(features_BCYX: Tensor, points_BN2: Tensor, extent: tuple[float, float, float, float]) -> Tensor:
+def sample_bev(
+    features_BCYX: Tensor, points_BN2: Tensor, extent: tuple[float, float, float, float]
+) -> Tensor:
     """Bilinear features at base-frame points, zero outside the grid.
 
     Args:

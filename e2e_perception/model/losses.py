@@ -40,9 +40,7 @@ def focal_loss(logits_BKYX: Tensor, targets: HeatTargets) -> Tensor:
     p = logits_BKYX.sigmoid().clamp(1e-4, 1 - 1e-4)
     heat = targets.heat_BKYX
     positive = heat >= 1.0
-    loss = torch.where(
-        positive, -((1 - p) ** 2) * p.log(), -((1 - heat) ** 4) * p**2 * (1 - p).log()
-    )
+    loss = torch.where(positive, -((1 - p) ** 2) * p.log(), -((1 - heat) ** 4) * p**2 * (1 - p).log())
     loss = loss.masked_fill(targets.ignore_BYX[:, None], 0.0)
     return loss.sum() / positive.sum().clamp(min=1)
 
@@ -109,15 +107,21 @@ def _box_losses(outputs: dict[str, Tensor], truth: Tensor, weight: Tensor) -> di
     error = outputs["query_boxes"] - truth
     log_var = outputs["query_log_var"]
     moving = torch.cat([error[..., 0:2], error[..., 8:10]], -1)
+    shape = error[..., :8]
+    robust = F.smooth_l1_loss(shape, torch.zeros_like(shape), beta=0.2, reduction="none")
     return {
-        "box": _mean(F.smooth_l1_loss(error[..., :8], torch.zeros_like(error[..., :8]), beta=0.2, reduction="none").mean(-1), weight),
+        "box": _mean(robust.mean(-1), weight),
         "velocity": _mean(error[..., 8:10].abs().clamp(max=20.0).mean(-1) / 10.0, weight),
         "box_nll": _mean(_nll(moving, log_var).mean(-1), weight),
     }  # fmt: skip
 
 
 def _association_losses(
-    outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: Labels, matches_BQ: Tensor, memory_ids_BM: Tensor
+    outputs: dict[str, Tensor],
+    inputs: dict[str, Tensor],
+    labels: Labels,
+    matches_BQ: Tensor,
+    memory_ids_BM: Tensor,
 ) -> dict[str, Tensor]:
     affinity = outputs["affinity"]
     num_memory = memory_ids_BM.shape[1]
@@ -166,9 +170,7 @@ def _motion_losses(
 def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dict[str, Tensor]:
     occupied, flow = occupancy_targets(labels, centres_YX2)
     known = labels["maps_valid"].float()[:, None, None].expand_as(occupied)
-    drivable = F.binary_cross_entropy_with_logits(
-        logits_B5YX[:, 0], labels["maps"][:, 0], reduction="none"
-    )
+    drivable = F.binary_cross_entropy_with_logits(logits_B5YX[:, 0], labels["maps"][:, 0], reduction="none")
     boundary = F.binary_cross_entropy_with_logits(
         logits_B5YX[:, 1],
         labels["maps"][:, 1],

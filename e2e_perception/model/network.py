@@ -47,12 +47,14 @@ class DetectionHead(nn.Module):
         self.maps = nn.Conv2d(c, 5, 1)
         self.token = Mlp(c + len(CLASSES) + 2, config.token_channels, config.token_channels)
 
-    def forward(self, bev_BCYX: Tensor, boost_BYX: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, bev_BCYX: Tensor, boost_BYX: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Heatmap logits, map outputs, and Q queries.
 
         Args:
             bev_BCYX: Features with memory.
-            boost_BYX: Training only: added to the ranking, so that true centres are among the queries early on.
+            boost_BYX: Training only: added to the ranking, so that true centres are queries early on.
         Returns:
             Heatmap logits (B, K, Y, X); maps (B, 5, Y, X); query tokens (B, Q, D); query cell centres
             (B, Q, 2) [m]; query class logits (B, Q, K).
@@ -135,7 +137,9 @@ class Associator(nn.Module):
         offset = centres_BQ2[:, None] - boxes[:, :, None, :2]
         distance = (offset.square().sum(-1, keepdim=True) + 1e-4).sqrt()
         pair = torch.cat([offset / 4.0, distance / 4.0, (-distance.square() / 4.0).exp()], -1)
-        logits_BMQ = track @ query.transpose(1, 2) * track.shape[-1] ** -0.5 + self.pair(pair.clamp(-8, 8))[..., 0]
+        logits_BMQ = (
+            track @ query.transpose(1, 2) * track.shape[-1] ** -0.5 + self.pair(pair.clamp(-8, 8))[..., 0]
+        )
         logits_BMQ = torch.where(valid[..., None], logits_BMQ, logits_BMQ.new_full((), MASKED))
 
         # Every detection chooses a track or "new"; every track chooses a detection or "gone".
@@ -153,7 +157,7 @@ class Associator(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """F futures per object with Gaussian uncertainty, relative to constant velocity (MultiPath, Chai et al. 2019)."""
+    """F Gaussian futures per object, around constant velocity (MultiPath, Chai et al. 2019)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -226,7 +230,9 @@ class JointNetwork(nn.Module):
         cut = torch.Tensor.detach if self.config.interfaces == "detached" else _identity
 
         # 1. Time: what was seen before, moved to where it is now.
-        bev, memory_next = self.memory(bev_BCYX, inputs["bev_memory"], inputs["bev_theta"], inputs["memory_valid"])
+        bev, memory_next = self.memory(
+            bev_BCYX, inputs["bev_memory"], inputs["bev_theta"], inputs["memory_valid"]
+        )
 
         # 2. Detection: a heatmap, its peaks, a token for each.
         heat, maps, query, centres, query_logits = self.detection(bev, boost_BYX)

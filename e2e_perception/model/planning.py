@@ -1,9 +1,9 @@
 """Planning in route coordinates: a vocabulary of manoeuvres, refined and priced term by term.
 
-Scoring a fixed vocabulary follows VADv2 (Chen et al. 2024) and Hydra-MDP (Li et al. 2024); the vocabulary here is
-built from the robot's own speed and offset, in the Frenet frame of the route (Werling et al. 2010), so that it
-always starts where the robot is. All costs but imitation are formulas on predicted quantities, differentiable
-down to the detections.
+Scoring a fixed vocabulary follows VADv2 (Chen et al. 2024) and Hydra-MDP (Li et al. 2024); the vocabulary
+here is built from the robot's own speed and offset, in the Frenet frame of the route (Werling et al. 2010),
+so that it always starts where the robot is. All costs but imitation are formulas on predicted quantities,
+differentiable down to the detections.
 
 Legend: B batch, P proposals, S horizon steps, O objects, F futures, R route points, D token width.
 """
@@ -30,7 +30,9 @@ class Vocabulary(nn.Module):
         super().__init__()
         accelerations = torch.tensor(config.plan_accelerations)
         offsets = torch.tensor(config.plan_offsets)
-        self.register_buffer("accelerations_P", accelerations.repeat_interleave(len(offsets)), persistent=False)
+        self.register_buffer(
+            "accelerations_P", accelerations.repeat_interleave(len(offsets)), persistent=False
+        )
         self.register_buffer("offsets_P", offsets.repeat(len(accelerations)), persistent=False)
         self.register_buffer("times_S", torch.from_numpy(config.times_T).float(), persistent=False)
 
@@ -99,7 +101,11 @@ def route_coordinates(points_BN2: Tensor, route_BR4: Tensor) -> Tensor:
 
 
 def collision_probability(
-    points_BPS2: Tensor, tangents_BPS2: Tensor, boxes_BO10: Tensor, futures_BOFS2: Tensor, variances_BOFS2: Tensor
+    points_BPS2: Tensor,
+    tangents_BPS2: Tensor,
+    boxes_BO10: Tensor,
+    futures_BOFS2: Tensor,
+    variances_BOFS2: Tensor,
 ) -> Tensor:
     """Soft overlap of the robot on each proposal with each future of each object.
 
@@ -127,8 +133,12 @@ def collision_probability(
     cos_rel, sin_rel = in_object_axes(tangents_BPS2[:, :, None], *per_object)
     cos_rel, sin_rel = cos_rel.abs(), sin_rel.abs()
     its_along, its_across = in_object_axes(futures_BOFS2, sine_BO1[..., None], cosine_BO1[..., None])
-    reach_along = 0.5 * boxes_BO10[:, None, :, 3:4].exp() + cos_rel * EGO_HALF_LENGTH + sin_rel * EGO_HALF_WIDTH
-    reach_across = 0.5 * boxes_BO10[:, None, :, 4:5].exp() + sin_rel * EGO_HALF_LENGTH + cos_rel * EGO_HALF_WIDTH
+    reach_along = (
+        0.5 * boxes_BO10[:, None, :, 3:4].exp() + cos_rel * EGO_HALF_LENGTH + sin_rel * EGO_HALF_WIDTH
+    )
+    reach_across = (
+        0.5 * boxes_BO10[:, None, :, 4:5].exp() + sin_rel * EGO_HALF_LENGTH + cos_rel * EGO_HALF_WIDTH
+    )
     along = (ego_along[:, :, :, None] - its_along[:, None]).abs() - reach_along[:, :, :, None]
     across = (ego_across[:, :, :, None] - its_across[:, None]).abs() - reach_across[:, :, :, None]
     gap_squared = along.relu().square() + across.relu().square()
@@ -217,7 +227,10 @@ class Planner(nn.Module):
         # The grid ends somewhere; beyond it nothing is known and nothing is charged.
         x_min, x_max, y_min, y_max = self.extent
         seen = (
-            (points[..., 0] > x_min) & (points[..., 0] < x_max) & (points[..., 1] > y_min) & (points[..., 1] < y_max)
+            (points[..., 0] > x_min)
+            & (points[..., 0] < x_max)
+            & (points[..., 1] > y_min)
+            & (points[..., 1] < y_max)
         )
         off_road = torch.where(seen, (-on_road).sigmoid(), on_road.new_zeros(())).mean(-1)
 

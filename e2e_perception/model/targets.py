@@ -93,7 +93,9 @@ def match_queries(centres_BQ2: Tensor, labels: Labels) -> Tensor:
 
 def label_of_ids(ids_BM: Tensor, labels: Labels) -> Tensor:
     """Label slot with the same identity, or -1; ids of -1 match nothing."""
-    same = (ids_BM[:, :, None] == labels["ids"][:, None]) & labels["present"][:, None] & (ids_BM >= 0)[..., None]
+    same = (
+        (ids_BM[:, :, None] == labels["ids"][:, None]) & labels["present"][:, None] & (ids_BM >= 0)[..., None]
+    )
     return torch.where(same.any(2), same.float().argmax(2), -1)
 
 

@@ -63,7 +63,7 @@ def declare(node: Any, name: str, kind: Parameter.Type, value: Any, descriptor: 
     """
     writable = copy.deepcopy(descriptor)
     writable.read_only = False
-    node.declare_parameter(name, kind, writable)
+    node.declare_parameter(name, kind, writable, ignore_override=True)
     node.set_parameters([Parameter(name, kind, value)])
     if descriptor.read_only:
         final = copy.deepcopy(descriptor)
@@ -72,17 +72,17 @@ def declare(node: Any, name: str, kind: Parameter.Type, value: Any, descriptor: 
 
 
 def given_values(node: Any) -> dict[str, Any]:
-    """Take the values given by parameter files and the command line, to declare them properly afterwards.
+    """Values given by parameter files and the command line, by name, without those of rclpy's own parameters.
 
-    The node must have been made with `automatically_declare_parameters_from_overrides=True`: otherwise rclpy
-    silently ignores values given to names that nobody declares, such as misspelt ones.
+    rclpy silently ignores values given to names that nobody declares, such as misspelt ones, and has no
+    public way to list them: declaring them all by itself fails on an empty list, which it reads as no value.
     """
-    values = {}
-    for name, parameter in node.get_parameters_by_prefix("").items():
-        if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIX):
-            values[name] = parameter.value
-            node.undeclare_parameter(name)
-    return values
+    overrides = node._parameter_overrides
+    return {
+        name: parameter.value
+        for name, parameter in overrides.items()
+        if parameter.value is not None and name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIX)
+    }
 
 
 def declared_options(node: Any, model: type[_Options]) -> _Options:

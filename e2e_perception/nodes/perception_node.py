@@ -36,6 +36,7 @@ from e2e_perception.nodes.process import run
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.nodes.sensor_inputs import SensorInputs, rig_inputs
 from e2e_perception.nodes.stack import Stack
+from e2e_perception.nodes.synchronizer import Synchronizer, require_message_filters
 from e2e_perception.nodes.worker import HEARTBEAT_S, PipelineWorker
 
 AUTOSTART = ParameterDescriptor(
@@ -56,7 +57,7 @@ class PerceptionNode(LifecycleNode):
 
     def __init__(self) -> None:
         """Declare parameters, create publishers, and start if `autostart` is set."""
-        super().__init__("perception_node", automatically_declare_parameters_from_overrides=True)
+        super().__init__("perception_node")
         self.exit_code: int | None = None
         self.report = NodeReport(self.get_logger())
         given = given_values(self)
@@ -109,6 +110,7 @@ class PerceptionNode(LifecycleNode):
         try:
             if self._stack_parameters.problem:
                 raise ConfigError(self._stack_parameters.problem)
+            require_message_filters(self._stack_parameters.config.sync.policy)
             self._stack = Stack(self._stack_parameters.config, self.report)
         except E2EPerceptionError as error:
             self.report.problem("configure", f"not configured: {error}")
@@ -133,7 +135,7 @@ class PerceptionNode(LifecycleNode):
         inputs = rig_inputs(
             self._stack.rig,
             self._stack_parameters.config.node,
-            on_sensor=self._on_sensor,
+            on_sensor=self._sensor_callback(),
             on_camera_info=self._on_camera_info,
             on_odometry=self._on_odometry,
             on_route=self._on_route,
@@ -172,6 +174,13 @@ class PerceptionNode(LifecycleNode):
             self._worker = None
 
     # --- in: each callback leaves its message with the pipeline's thread ------------------------------------
+
+    def _sensor_callback(self) -> Callable[[str, Any], None]:
+        assert self._stack is not None
+        sync = self._stack_parameters.config.sync
+        if sync.policy == "anchor":
+            return self._on_sensor
+        return Synchronizer(self._stack.rig, sync.policy, sync.queue_size, self._on_sensor).add
 
     def _on_sensor(self, name: str, message: Any) -> None:
         now_ns = self._now_ns()

@@ -35,7 +35,7 @@ class RecorderNode(Node):
         Raises:
             E2EPerceptionError: If a parameter or the directory cannot be used.
         """
-        super().__init__("recorder_node", automatically_declare_parameters_from_overrides=True)
+        super().__init__("recorder_node")
         self.exit_code: int | None = None
         self.report = NodeReport(self.get_logger())
         options = declared_options(self, RecorderOptions)

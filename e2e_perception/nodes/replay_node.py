@@ -48,7 +48,7 @@ class ReplayNode(Node):
         Raises:
             E2EPerceptionError: If a parameter or the bag cannot be used.
         """
-        super().__init__("replay_node", automatically_declare_parameters_from_overrides=True)
+        super().__init__("replay_node")
         self.exit_code: int | None = None
         self.report = NodeReport(self.get_logger())
         self._options = declared_options(self, ReplayOptions)

@@ -129,8 +129,8 @@ class Stack:
             here = self.pipeline.ego.at(stamp_ns(message))
             if here is None:
                 raise InputError(
-                    f"route ignored: it is given in {frame!r}, and odometry does not cover its stamp; give it "
-                    "in the odometry frame, or stamp it with the present time"
+                    f"route ignored: it is given in {frame!r}, and odometry does not cover its stamp; give "
+                    "it in the odometry frame, or stamp it with the present time"
                 )
             route = route.transformed(here.odom_from_base.planar_part())
         elif route is not None and frame != (self._odometry_frame or frame):

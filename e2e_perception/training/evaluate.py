@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from e2e_perception.core.config import PlanningConfig
+from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import COST_TERMS, EGO_FIELDS
 from e2e_perception.core.trajectories import base_from_route_coordinates
 from e2e_perception.data.clip_store import ClipStore
@@ -39,7 +40,7 @@ def evaluate_open_loop(
     Args:
         model: The network.
         store: Clips.
-        split: Which clips.
+        split: `train`, `validation` or `all`.
         control: `full`; `no_sensors`: every sensor invalid, the plan sees route and ego state only;
             `shuffled_sensors`: each clip gets another clip's sensor data.
         max_clips: At most so many clips.
@@ -47,9 +48,13 @@ def evaluate_open_loop(
         progress: Called with (clips done, clips in all).
     Returns:
         Figures by name, see `OpenLoopMetrics`.
+    Raises:
+        InputError: If there are no such clips.
     """
     assert control in CONTROLS
-    indices = store.indices(split)[:max_clips]
+    indices = (np.arange(len(store)) if split == "all" else store.indices(split))[:max_clips]
+    if len(indices) == 0:
+        raise InputError(f"{store.path} holds no clips of the split {split!r}")
     dataset = ClipDataset(store, indices, model.config, seed=0, mirror=False, dropout=None)
     times = model.config.times_T
     metrics = OpenLoopMetrics(times)

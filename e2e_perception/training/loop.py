@@ -1,7 +1,7 @@
 """The training loop, all of it: read clips, roll out, weigh losses, step, average, save, go on.
 
-Resuming continues at the exact step: batches and augmentation are functions of (seed, step), so nothing but the
-checkpoint is needed.
+Resuming continues at the exact step: batches and augmentation are functions of (seed, step), so nothing but
+the checkpoint is needed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def train(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     model = JointNetwork(config.network).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     digest = store.digest
     step = 0

@@ -72,8 +72,8 @@ def rollout(
         boost: 0..1, how strongly true centres are pushed into the queries (early training).
         with_losses: False skips the losses (evaluation).
     Returns:
-        Outputs per frame; losses averaged over frames; per frame, the label slot of each query (B, Q); per frame,
-        identities of the remembered tracks that went in (B, M).
+        Outputs per frame; losses averaged over frames; per frame, the label slot of each query (B, Q); per
+        frame, identities of the remembered tracks that went in (B, M).
     """
     config = model.config
     b, num_frames = batch["images"].shape[:2]
@@ -130,7 +130,8 @@ def _move(memory: TrackMemory, memory_from_base_B3: Tensor, dt: float, valid_B1:
 
     cosine, sine = turned(boxes[..., 7], boxes[..., 6])
     moved = torch.stack(
-        [*turned(px, py), *boxes[..., 2:6].unbind(-1), sine, cosine, *turned(boxes[..., 8], boxes[..., 9])], -1
+        [*turned(px, py), *boxes[..., 2:6].unbind(-1), sine, cosine, *turned(boxes[..., 8], boxes[..., 9])],
+        -1,
     )
     keep = memory.valid_BM * (valid_B1 > 0.5)
     ids = torch.where(keep > 0.5, memory.ids_BM, -1)
@@ -138,7 +139,11 @@ def _move(memory: TrackMemory, memory_from_base_B3: Tensor, dt: float, valid_B1:
 
 
 def _remember(
-    outputs: dict[str, Tensor], labels: dict[str, Tensor], matches_BQ: Tensor, before: TrackMemory, num_memory: int
+    outputs: dict[str, Tensor],
+    labels: dict[str, Tensor],
+    matches_BQ: Tensor,
+    before: TrackMemory,
+    num_memory: int,
 ) -> TrackMemory:
     """The M most worthwhile of this frame's detections and the tracks that it did not see."""
     scores = outputs["query_scores"].detach().amax(-1)

@@ -64,7 +64,9 @@ def test_a_bundle_loads_and_says_what_it_is(bundle_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
-def test_every_backend_agrees_with_torch_over_a_rollout_with_state_fed_back(bundle_dir: Path, backend: str) -> None:
+def test_every_backend_agrees_with_torch_over_a_rollout_with_state_fed_back(
+    bundle_dir: Path, backend: str
+) -> None:
     bundle = load_bundle(bundle_dir)
     worst = rollout_difference(
         create_engine(bundle, backend, 1), create_engine(bundle, "torch", 1), SMALL, num_frames=12, seed=3
@@ -121,7 +123,9 @@ def test_any_flipped_bit_of_the_checksum_list_is_refused(
     except BundleError:
         return
     # The one harmless flip: a newline into another line break that reads the same.
-    assert (path / "SHA256SUMS").read_text().splitlines() == (bundle_dir / "SHA256SUMS").read_text().splitlines()
+    assert (path / "SHA256SUMS").read_text().splitlines() == (
+        bundle_dir / "SHA256SUMS"
+    ).read_text().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_any_flipped_bit_of_the_checksum_list_is_refused(
     [
         (lambda m: m.update(schema_version=99), "schema version 99, this release reads 1"),
         (lambda m: m.update(classes=["cat"]), "made for classes"),
-        (lambda m: m["contract"]["inputs"][0].update(shape=[1, 2, 3]), r"input 'images' has shape \[1, 2, 3\]"),
+        (lambda m: m["contract"]["inputs"][0].update(shape=[1, 2]), r"input 'images' has shape \[1, 2\]"),
         (lambda m: m["contract"]["outputs"].pop(), "output 'bev_memory_next' is missing"),
         (lambda m: m["contract"].update(version=0), "contract version 0"),
         (lambda m: m.update(contract=None), "states no tensor contract"),
@@ -159,7 +163,7 @@ def test_missing_unlisted_linked_and_escaping_files_are_refused(copy: Path, tmp_
     (copy / "SHA256SUMS").write_text(sums)
     model = copy / "model.onnx"
     model.rename(tmp_path / "elsewhere.onnx")
-    with pytest.raises(BundleError, match="model.onnx is listed"):
+    with pytest.raises(BundleError, match=r"model\.onnx is listed"):
         load_bundle(copy)
     model.symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(BundleError, match="not a regular file"):
@@ -193,7 +197,9 @@ def test_unknown_names_and_backends_say_what_there_is(bundle_dir: Path) -> None:
         load_bundle("no-such-bundle")
     with pytest.raises(BundleError, match="has no SHA256SUMS"):
         load_bundle(bundle_dir.parent)
-    with pytest.raises(EngineUnavailableError, match="unknown backend 'tensorflow'; expected auto, onnxruntime"):
+    with pytest.raises(
+        EngineUnavailableError, match="unknown backend 'tensorflow'; expected auto, onnxruntime"
+    ):
         create_engine(load_bundle(bundle_dir), "tensorflow")
 
 
@@ -215,7 +221,7 @@ def test_a_missing_library_is_an_error_with_the_way_to_get_it(
     [
         (lambda i: i.pop("route"), "input 'route' is missing"),
         (lambda i: i.update(route=i["route"].astype(np.float64)), "'route' is float64"),
-        (lambda i: i.update(route=i["route"][:, :5]), r"'route' is float32\[1, 5, 4\], expected float32\[1, 41, 4\]"),
+        (lambda i: i.update(route=i["route"][:, :5]), r"is float32\[1, 5, 4\], expected float32\[1, 41, 4\]"),
         (lambda i: i.update(sonar=i["route"]), "engine has no input 'sonar'"),
     ],
 )  # fmt: skip

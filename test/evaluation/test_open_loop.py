@@ -85,7 +85,7 @@ def test_association_counts_new_as_a_choice() -> None:
 def test_futures_take_the_best_mode_and_skip_cut_off_truth() -> None:
     metrics = OpenLoopMetrics(TIMES)
     truth = np.stack([TIMES * 10, np.zeros(8)], 1)
-    futures = np.stack([truth + [0.0, 5.0], truth + [0.0, 1.0]])
+    futures = np.stack([truth + np.array([0.0, 5.0]), truth + np.array([0.0, 1.0])])
     metrics.add_futures(futures, truth, np.ones(8, bool))
     metrics.add_futures(futures, truth, np.array([True] * 7 + [False]))
     assert metrics.summary()["min_ade_m"] == pytest.approx(1.0)

@@ -13,7 +13,12 @@ from e2e_perception.data.dataset import clip_arrays
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.deploy.export import random_inputs
 from e2e_perception.model.network import JointNetwork
-from e2e_perception.model.planning import Vocabulary, base_from_route, collision_probability, route_coordinates
+from e2e_perception.model.planning import (
+    Vocabulary,
+    base_from_route,
+    collision_probability,
+    route_coordinates,
+)
 from e2e_perception.training.config import LossWeights
 from e2e_perception.training.rollout import rollout
 
@@ -184,5 +189,11 @@ def test_one_clip_can_be_overfitted() -> None:
         optimizer.step()
         last = {name: float(value.detach()) for name, value in losses.items()}
         first = first or last
-    for name, at_most in (("heat", 0.05), ("box", 0.1), ("affinity", 0.1), ("motion", 0.3), ("plan_offset", 0.4)):
+    for name, at_most in (
+        ("heat", 0.05),
+        ("box", 0.1),
+        ("affinity", 0.1),
+        ("motion", 0.3),
+        ("plan_offset", 0.4),
+    ):
         assert last[name] < at_most < first[name], (name, first[name], last[name])

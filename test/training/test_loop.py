@@ -56,7 +56,9 @@ def test_stopping_and_resuming_gives_the_same_weights_as_going_through(tmp_path:
     assert through.tensors.keys() == resumed.tensors.keys()
     for name, value in through.tensors.items():
         assert torch.equal(value, resumed.tensors[name]), name
-    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "losses.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "resumed" / "losses.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 9))
 
 
@@ -115,7 +117,9 @@ def test_mirroring_twice_is_the_identity_and_once_moves_left_to_right() -> None:
     once = mirrored(arrays, SMALL)
     twice = mirrored(once, SMALL)
     for name, value in arrays.items():
-        np.testing.assert_allclose(np.asarray(twice[name], float), np.asarray(value, float), atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            np.asarray(twice[name], float), np.asarray(value, float), atol=1e-4, err_msg=name
+        )
     np.testing.assert_allclose(once["boxes"][..., 1], -arrays["boxes"][..., 1])
     # A point and its mirror image project to mirrored pixels of the exchanged camera.
     point, image = np.array([15.0, 3.0, 1.0, 1.0]), np.array([15.0, -3.0, 1.0, 1.0])

@@ -104,9 +104,7 @@ def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int
             )
         backend = usable[0]
     if backend not in BACKENDS:
-        raise EngineUnavailableError(
-            f"unknown backend {backend!r}; expected auto, {' or '.join(BACKENDS)}"
-        )
+        raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {' or '.join(BACKENDS)}")
     status = next(s for s in backend_report() if s.name == backend)
     if not status.available:
         raise EngineUnavailableError(f"backend {backend!r} cannot run: {status.reason}; {status.how_to_get}")

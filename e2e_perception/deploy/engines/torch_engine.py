@@ -18,6 +18,20 @@ from e2e_perception.deploy.engines import EngineInfo
 from e2e_perception.model.network import JointNetwork
 
 
+def load_network(weights: Path, network: NetworkConfig) -> JointNetwork:
+    """The network with a bundle's weights.
+
+    Raises:
+        BundleError: If the weights cannot be read or do not fit.
+    """
+    model = JointNetwork(network)
+    try:
+        model.load_state_dict(load_file(weights), strict=True)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise BundleError(f"{weights} does not fit the network: {error}") from error
+    return model
+
+
 class TorchEngine:
     """The network in eager mode, float32."""
 
@@ -36,11 +50,7 @@ class TorchEngine:
         if isinstance(weights, JointNetwork):
             self._model = weights
         else:
-            self._model = JointNetwork(network)
-            try:
-                self._model.load_state_dict(load_file(weights), strict=True)
-            except (RuntimeError, SafetensorError, OSError) as error:
-                raise BundleError(f"{weights} does not fit the network: {error}") from error
+            self._model = load_network(weights, network)
         self._model.eval()
         self._device = next(self._model.parameters()).device
         self._contract = tensor_contract(network)
@@ -62,7 +72,8 @@ class TorchEngine:
         """See `InferenceEngine.infer`."""
         self._contract.check_inputs(inputs)
         tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in inputs.items()
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device)
+            for name, value in inputs.items()
         }
         outputs = self._model({**self._state, **tensors})
         for source, target in self._contract.state:
