@@ -118,9 +118,7 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
     }
 
 
-def mirrored(
-    arrays: dict[str, NDArray[Any]], network: NetworkConfig
-) -> dict[str, NDArray[Any]]:
+def mirrored(arrays: dict[str, NDArray[Any]], network: NetworkConfig) -> dict[str, NDArray[Any]]:
     """The world seen in a mirror along the robot's x axis: left and right exchanged everywhere.
 
     Args:
