@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from e2e_perception.cli.live import ProcessMeter
 
 DEMO_KIND, DEMO_SECONDS, DEMO_RIG = "stopped_queue", 12.0, "tiny"
+SIMULATED = f"simulated_{DEMO_KIND}"
 READY_TIMEOUT_S = 90.0
 QUIET_S = 2.0  # this long without another frame after the bag is over means that all are done
 SLACK_S = 60.0  # beyond its own length, for a bag to be played
@@ -74,7 +75,7 @@ def demo(
     _clear(out)
     rig_name = named_rig(config, rig)
     if bag is None:
-        bag = out / "input"
+        bag = out / SIMULATED
         rig_name = rig_name or DEMO_RIG
         log(f"no --bag given: simulating {DEMO_SECONDS:.0f} s of `{DEMO_KIND}`")
         from e2e_perception.cli.simulate import write_bag
@@ -190,7 +191,7 @@ def _play_live(
     clock = {"use_sim_time": True}
     try:
         stack = start("perception_node", parameter_arguments({**parameters, **clock}, params_file=params))
-        recorder = start("recorder_node", parameter_arguments({"out": str(out / "outputs")}))
+        recorder = start("recorder_node", parameter_arguments({"out": str(out / "outputs"), **clock}))
         with StackWatcher(domain, nodes) as watcher:
             watcher.activate("perception_node", READY_TIMEOUT_S)
             watcher.listen(READY_TIMEOUT_S, num_subscribers=2)
@@ -267,7 +268,7 @@ def _clear(out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     remove_outputs(out / "outputs")
-    remove_outputs(out / "input")
+    remove_outputs(out / SIMULATED)
     shutil.rmtree(out / "logs", ignore_errors=True)
     for name in ("summary.json", "report.html", "rig.yaml"):
         (out / name).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from e2e_perception.core.rig import find_rig
 from e2e_perception.deploy.bundle import find_bundle
 
 _POLL_S = 0.2
+_LAST_FRAMES_S = 1.0  # for what is on its way when the bag is over
 
 
 def run(
@@ -53,11 +54,15 @@ def run(
     # A sentence now is better than a dead node later.
     config = stack_config(params, given)
     find_bundle(config.engine.bundle)
-    find_rig(config.node.rig)
-    if play is not None and not play.exists():
-        raise ConfigError(f"no bag at {play}")
+    the_rig = find_rig(config.node.rig)
     if record is not None and record.exists():
         raise ConfigError(f"{record} exists; --record writes a new bag, name another directory")
+    num_topics = 0
+    if play is not None:
+        from e2e_perception.cli.bag_stream import BagStream
+
+        with BagStream(play, the_rig, config) as stream:
+            num_topics = stream.num_topics
     require_ros()
 
     clock = {"use_sim_time": use_sim_time or play is not None}
@@ -71,7 +76,7 @@ def run(
             recorder = parameter_arguments({"out": str(record), **clock}, namespace=namespace)
             nodes.append(start_node("recorder_node", recorder, echo=True))
         if play is not None:
-            player = {"bag": str(play), "rate": float(rate), "loop": loop}
+            player = {"bag": str(play), "rate": float(rate), "loop": loop, "wait_for_subscribers": num_topics}
             nodes.append(start_node("replay_node", parameter_arguments(player), echo=True))
         log(f"running: {', '.join(node.name for node in nodes)}; Ctrl-C ends")
         failed = _watch(nodes, stop)
@@ -92,6 +97,8 @@ def _watch(nodes: list[NodeProcess], stop: threading.Event) -> NodeProcess | Non
         for node in nodes:
             if node.exit_code is None:
                 continue
-            # A player at the end of its bag is done; anything else that ends by itself has failed.
-            return None if node.name == "replay_node" and node.exit_code == 0 else node
+            if node.name == "replay_node" and node.exit_code == 0:
+                stop.wait(_LAST_FRAMES_S)
+                return None
+            return node  # only a player comes to an end by itself
     return None

@@ -20,7 +20,7 @@ def require_message_filters(policy: Literal["anchor", "approximate", "exact"]) -
     if policy != "anchor" and importlib.util.find_spec("message_filters") is None:
         raise ConfigError(
             f"sync.policy {policy!r} needs the ROS package message_filters, which is not installed here; "
-            "`apt install ros-$ROS_DISTRO-message-filters`, or set sync.policy to `anchor`, which needs nothing"
+            "`apt install ros-$ROS_DISTRO-message-filters`, or set sync.policy to `anchor`"
         )
 
 
