@@ -63,7 +63,7 @@ bundle: setup ## simulate, train and export the shipped bundle again (two cores:
 	@$(IN_WORKSPACE) set -e; \
 	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 480 --seed 100000 \
 	  --duration 8 --stride 1.5 --clip-length 5; \
-	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml --stop-after 1500; \
+	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml --stop-after 1300; \
 	python -m e2e_perception.cli export $(RUN)/tiny --data $(RUN)/clips --out $(BUNDLE)
 
 wheel-check: venv ## `pip install .` without ROS, into a throw-away environment

@@ -299,7 +299,11 @@ def main() -> int:
     step: str = parser.parse_args().step
     # One at a time: two shells that call `make` must not both run pip in one environment.
     with Path(__file__).open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another `make` that is setting this checkout up")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             venv = ensure_venv()
             if step == "build":

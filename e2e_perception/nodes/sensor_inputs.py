@@ -152,6 +152,8 @@ class SensorInputs:
                 f"{given.name}: {given.topic} is published as {', '.join(foreign)}, expected "
                 f"{' or '.join(given.types)}; correct the topic in the rig or remap it",
             )
+        else:
+            self._report.solved(_subject(given))
         present = self._open.get(given.name)
         type_name = given.types[0] if present is None else present.type_name
         if fitting and type_name not in {p.topic_type for p in fitting}:
@@ -160,8 +162,6 @@ class SensorInputs:
             return  # nobody to agree with; keep what there is
         qos = given.qos([p.qos_profile for p in fitting if p.topic_type == type_name])
         if present is not None and present.type_name == type_name and same_qos(present.qos, qos):
-            if not foreign:
-                self._report.solved(_subject(given))
             return
         try:
             kind = message_class(type_name)

@@ -75,12 +75,8 @@ def basics(bundle_dir: Path, tmp_path: Path) -> dict[str, object]:
         "engine.bundle": str(bundle_dir),
         "engine.num_threads": 1,
         "supervisor.recovery_frames": 2,
-        # A loaded test machine is not what these tests are about.
-        "supervisor.max_latency_ms": 5000.0,
         "supervisor.silence_ms": 10000.0,
-        "ego_motion.max_gap_ms": 2000.0,
-        "sync.anchor_timeout_ms": 2000.0,
-        "sync.max_wait_ms": 300.0,
+        "use_sim_time": True,
     }
 
 

@@ -1,7 +1,8 @@
 """A robot for tests: publishes sensors over real DDS and collects what the node under test says.
 
 Everything waits for events: `spin_until` returns as soon as its condition holds, and fails with the last
-health and the node's output if it does not within a generous time.
+health and the node's output if it does not within a generous time. The robot's clock is simulated, so that a
+slow test machine makes no slow sensors; it advances with each frame and, slowly, while the test waits.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from e2e_perception.nodes.message_factory import RclpyFactory
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 60.0
 SECOND = 1_000_000_000
+PERIOD_NS = SECOND // 10
 NODE = "perception_node"
 
 RIG = Rig(
@@ -145,7 +147,7 @@ def arguments(parameters: Mapping[str, object], *extra: str) -> list[str]:
 class Robot:
     """Sensors, listeners and clients of one test, in the test's own process."""
 
-    def __init__(self, domain: int, node: str = NODE, *, sim_time: bool = False) -> None:
+    def __init__(self, domain: int, node: str = NODE, *, sim_time: bool = True) -> None:
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self.node = rclpy.create_node("test_robot", context=self.context)
@@ -165,7 +167,10 @@ class Robot:
         ):
             self.node.create_subscription(kind, f"{node}/{topic}", kept.append, reliable)
         self.sim_time_ns = 1_000 * SECOND if sim_time else None
+        self.ticking = sim_time
+        self._last_tick_s = 0.0
         self.clock = self.node.create_publisher(Clock, "/clock", QoSProfile(depth=100)) if sim_time else None
+        self._last_instant_ns = 0
         self._change_state = self.node.create_client(ChangeState, f"{node}/change_state")
         self._get_state = self.node.create_client(GetState, f"{node}/get_state")
 
@@ -180,12 +185,18 @@ class Robot:
         """The condition's value, as soon as it is true."""
         deadline = monotonic() + PATIENCE_S
         while not (value := condition()):
-            self.executor.spin_once(timeout_sec=0.1)
+            self.executor.spin_once(timeout_sec=0.02)
+            self._tick()
             said = "" if self.process is None else f"; the node said:\n{self.process.output}"
             last = self.healths[-1] if self.healths else "none"
             assert self.process is None or self.process.alive, f"waiting for {what}, the node died{said}"
             assert monotonic() < deadline, f"waited in vain for {what}; last health: {last}{said}"
         return value
+
+    def _tick(self) -> None:
+        """A fifth of real time, so that only what really waits for time sees it pass."""
+        if self.ticking and self.sim_time_ns is not None and monotonic() - self._last_tick_s >= 0.05:
+            self.set_clock(self.sim_time_ns + SECOND // 100)
 
     def health(self, condition: Callable[[Any], Any], what: str) -> Any:
         """The next health message from now on for which the condition holds."""
@@ -235,7 +246,13 @@ class Robot:
     def set_clock(self, now_ns: int) -> None:
         assert self.clock is not None
         self.sim_time_ns = now_ns
+        self._last_tick_s = monotonic()
         self.clock.publish(Clock(clock=time_message(make, now_ns)))
+
+    def restart_time(self, now_ns: int) -> None:
+        """As when a recording is played again."""
+        self._last_instant_ns = 0
+        self.set_clock(now_ns)
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile | None = None) -> Any:
         """A publisher that the node has found."""
@@ -275,28 +292,41 @@ class Robot:
             setattr(message, name, value)
         self.publisher(CameraInfo, str(camera.camera_info_topic)).publish(message)
 
-    def frame(
+    def instant(
         self,
         *,
         lidar: PointCloud2 | bool = True,
         camera: CompressedImage | bool = True,
         odometry: bool = True,
         x: float = 0.0,
-    ) -> Any:
-        """Publish one instant and wait for the health of its frame."""
-        if self.sim_time_ns is not None:
-            self.set_clock(self.sim_time_ns + SECOND // 10)
-        at_ns = self.now_ns()
+    ) -> int:
+        """Publish what belongs to the next instant, a period after the last; returns its stamp."""
+        if self.sim_time_ns is None:
+            # No faster than sensors are, or a message would be near enough to serve two frames.
+            self.spin_until(lambda: self.now_ns() - self._last_instant_ns >= PERIOD_NS, "the next instant")
+        else:
+            self.set_clock(max(self.sim_time_ns, self._last_instant_ns + PERIOD_NS))
+        at_ns = self._last_instant_ns = self.now_ns()
         if odometry:
             self.odometry(at_ns, x)
         if lidar is not False:
             self.lidar(at_ns, None if lidar is True else lidar)
         if camera is not False:
             self.camera(at_ns, None if camera is True else camera)
+        return at_ns
+
+    def frame(self, **instant: Any) -> Any:
+        """Publish one instant and wait for the health of its frame."""
+        at_ns = self.instant(**instant)
         return self.spin_until(
-            lambda: next((h for h in reversed(self.healths) if stamp_ns(h) == at_ns), None),
+            lambda: next((h for h in reversed(self.healths) if is_frame(h, at_ns)), None),
             f"health of the frame at {at_ns}",
         )
+
+
+def is_frame(health: Any, at_ns: int) -> bool:
+    """Whether this is the health of the frame at that time, and no heartbeat of the same time."""
+    return stamp_ns(health) == at_ns and "latency" in health.stages and health.frames > 0
 
 
 def header(at_ns: int, frame_id: str) -> Any:

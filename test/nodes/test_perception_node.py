@@ -82,14 +82,15 @@ def test_best_effort_sensors_are_heard_as_well_as_reliable_ones(perception: Robo
 
 def test_raw_images_are_taken_where_the_rig_names_a_compressed_topic(perception: Robot) -> None:
     camera = perception.publisher(Image, CAMERA_TOPIC)
-    at_ns = perception.now_ns()
-    perception.odometry(at_ns)
     message = raw_image(padding=10)
-    message.header = header(at_ns, "camera")
-    camera.publish(message)
-    perception.lidar(at_ns)
-    health = perception.health(lambda h: stamp_ns(h) == at_ns, "the frame with a raw image")
-    assert sensor(health, "front").valid
+
+    def is_used() -> bool:
+        at_ns = perception.instant(camera=False)
+        message.header = header(at_ns, "camera")
+        camera.publish(message)
+        return bool(sensor(perception.health(lambda h: stamp_ns(h) >= at_ns, "health"), "front").valid)
+
+    perception.spin_until(is_used, "the raw image to be used")
 
 
 def test_a_route_is_followed_until_an_empty_one_comes(perception: Robot) -> None:
@@ -148,14 +149,12 @@ def test_sensor_topics_can_be_replaced_by_parameter(
     robot: Robot, start: Callable[..., Any], basics: dict[str, object]
 ) -> None:
     robot.process = start("perception_node", {**basics, "node.sensor_topics": ["top:=/velodyne_points"]})
-    at_ns = robot.now_ns()
     lidar = robot.publisher(PointCloud2, "/velodyne_points")
-    robot.odometry(at_ns)
+    at_ns = robot.instant(lidar=False)
     message = cloud(np.ones((10, 4), np.float32) * 5.0)
     message.header = header(at_ns, "lidar")
     lidar.publish(message)
-    health = robot.health(lambda h: stamp_ns(h) == at_ns, "a frame of the renamed lidar")
-    assert sensor(health, "top").valid
+    robot.health(lambda h: sensor(h, "top").valid, "a frame of the renamed lidar")
 
 
 # ------------------------------------------------------------------ bad input: alive, and says so
@@ -204,33 +203,25 @@ def test_a_sensor_unplugged_in_mid_run_is_missed_and_welcomed_back(perception: R
         assert sensor(perception.frame(), name).valid
     perception.unplug(kind, topic)
 
-    def frame_without() -> Any:
-        """The camera alone becomes the anchor once the lidar has been silent for a while."""
-        at_ns = perception.now_ns()
-        perception.odometry(at_ns)
-        if name == "front":
-            perception.lidar(at_ns)
-        else:
-            perception.camera(at_ns)
-        last = perception.healths[-1]
-        return not sensor(last, name).valid and any(name in reason for reason in last.reasons) and last
+    last: dict[str, Any] = {}
 
-    missed = perception.spin_until(frame_without, f"health to miss {name}")
-    assert missed.state != Health.NOMINAL
-    other = "top" if name == "front" else "front"
-    assert any(sensor(h, other).valid for h in perception.healths[-3:])
-    perception.spin_until(
-        lambda: perception.process is not None and sensor(frame(perception), name).valid, f"{name} to be back"
-    )
+    def missed() -> bool:
+        """The camera alone defines the frames once the lidar has been silent for a while."""
+        perception.instant(**{"camera" if name == "front" else "lidar": False})
+        last["health"] = perception.health(lambda h: True, "any health")
+        return not sensor(last["health"], name).valid
 
+    perception.spin_until(missed, f"health to miss {name}")
+    assert last["health"].state != Health.NOMINAL
+    assert any(reason.startswith(f"{name}: ") for reason in last["health"].reasons)
+    frames = last["health"].frames
+    perception.spin_until(lambda: missed() and last["health"].frames > frames, "frames to go on without it")
 
-def frame(robot: Robot) -> Any:
-    """Like `Robot.frame`, for when it is not certain that this instant becomes a frame."""
-    at_ns = robot.now_ns()
-    robot.odometry(at_ns)
-    robot.lidar(at_ns)
-    robot.camera(at_ns)
-    return robot.health(lambda health: stamp_ns(health) >= at_ns, "any health")
+    def back() -> bool:
+        perception.instant()
+        return bool(sensor(perception.health(lambda h: True, "any health"), name).valid)
+
+    perception.spin_until(back, f"{name} to be back")
 
 
 def test_without_odometry_there_is_no_ego_motion_and_health_says_so(perception: Robot) -> None:
@@ -287,35 +278,27 @@ def test_a_publisher_of_the_wrong_type_is_named(perception: Robot) -> None:
         f"lidar top: {LIDAR_TOPIC} is published as std_msgs/msg/String, expected sensor_msgs/msg/PointCloud2"
     )
     assert not sensor(health, "top").valid
-    perception.node.destroy_publisher(
-        next(p for p in perception.node.publishers if p.topic_name == LIDAR_TOPIC)
-    )
+    perception.node.destroy_publisher(wrong)
     perception.health(lambda h: not any("std_msgs" in r for r in h.reasons), "the end of it")
     assert sensor(perception.frame(), "top").valid
 
 
 def test_a_clock_that_goes_backwards_starts_a_new_timeline(
-    domain: int, start: Callable[..., Any], basics: dict[str, object]
+    robot: Robot, start: Callable[..., Any], basics: dict[str, object]
 ) -> None:
-    robot = Robot(domain, sim_time=True)
-    try:
-        robot.process = start("perception_node", {**basics, "use_sim_time": True})
-        robot.health_saying("nothing has come on /clock yet")
-        clock = robot.clock
-        robot.spin_until(lambda: clock.get_subscription_count() > 0, "the node to listen to /clock")
-        robot.set_clock(robot.sim_time_ns)
-        robot.health(lambda h: stamp_ns(h) >= 1_000 * SECOND, "simulated time")
-        for _ in range(3):
-            before = robot.frame()
-        robot.set_clock(500 * SECOND)
-        robot.health(lambda h: stamp_ns(h) <= 501 * SECOND, "the new time")
-        for _ in range(3):
-            after = robot.frame()
-        assert stamp_ns(after) < stamp_ns(before)
-        assert after.frames == before.frames + 3
-        assert all(s.valid for s in after.sensors)
-    finally:
-        robot.close()
+    robot.ticking = False
+    robot.process = start("perception_node", basics)
+    robot.health_saying("nothing has come on /clock yet")
+    robot.ticking = True
+    for _ in range(3):
+        before = robot.frame()
+    robot.restart_time(500 * SECOND)
+    robot.health(lambda h: stamp_ns(h) <= 505 * SECOND, "the new time")
+    for _ in range(3):
+        after = robot.frame()
+    assert stamp_ns(after) < stamp_ns(before)
+    assert after.frames == before.frames + 3
+    assert all(s.valid for s in after.sensors)
 
 
 def test_silence_is_said_and_answered_with_a_stop(
