@@ -61,9 +61,9 @@ bench: setup ## every benchmarks/bench_*.py
 
 bundle: setup ## simulate, train and export the shipped bundle again (two cores: about an hour); resumable
 	@$(IN_WORKSPACE) set -e; \
-	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 480 --seed 100000 \
+	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 720 --seed 100000 \
 	  --duration 8 --stride 1.5 --clip-length 5; \
-	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml --stop-after 1300; \
+	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml; \
 	python -m e2e_perception.cli export $(RUN)/tiny --data $(RUN)/clips --out $(BUNDLE)
 
 wheel-check: venv ## `pip install .` without ROS, into a throw-away environment

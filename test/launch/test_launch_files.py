@@ -12,9 +12,7 @@ launch = pytest.importorskip("launch", reason="ROS 2's launch is not installed")
 pytest.importorskip("launch_ros", reason="ROS 2's launch_ros is not installed")
 launch_pytest = pytest.importorskip("launch_pytest", reason="ROS 2's launch_pytest is not installed")
 if importlib.util.find_spec("e2e_perception.msg") is None:
-    pytest.skip(
-        "the package is not built; run `make setup`", allow_module_level=True
-    )
+    pytest.skip("the package is not built; run `make setup`", allow_module_level=True)
 
 import rclpy  # noqa: E402
 from launch.actions import IncludeLaunchDescription, TimerAction  # noqa: E402
