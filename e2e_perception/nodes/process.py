@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,12 +34,15 @@ class RunnableNode(Protocol):
         """Free what rclpy holds."""
 
 
-def run(create: Callable[[], RunnableNode], arguments: list[str] | None = None) -> int:
+def run(
+    create: Callable[[], RunnableNode], arguments: list[str] | None = None, *, drain_s: float = 0.0
+) -> int:
     """Run a node until it ends by itself, or until SIGINT or SIGTERM.
 
     Args:
         create: Makes the node, after rclpy is set up.
         arguments: Of the command line, default `sys.argv`.
+        drain_s: How long to go on after a signal, so that what has already arrived is still handled [s].
     Returns:
         The exit code: 0 after a signal, 2 for an error that a user can mend, else the node's own.
     """
@@ -51,6 +55,9 @@ def run(create: Callable[[], RunnableNode], arguments: list[str] | None = None) 
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while rclpy.ok() and not stop and node.exit_code is None:
+            node.report.guarded(executor.spin_once, _SIGNAL_LATENCY_S)
+        until_s = time.monotonic() + drain_s
+        while rclpy.ok() and node.exit_code is None and time.monotonic() < until_s:
             node.report.guarded(executor.spin_once, _SIGNAL_LATENCY_S)
         return node.exit_code or 0
     except E2EPerceptionError as error:

@@ -10,9 +10,9 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 SENSOR_DEPTH = 10
 
 
-def output_qos() -> QoSProfile:
-    """Tracks, plans and health: nobody may miss one."""
-    return QoSProfile(depth=10, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+def output_qos(depth: int = 10) -> QoSProfile:
+    """Tracks, plans and health: nobody may miss one; `depth` of them may wait for a slow listener."""
+    return QoSProfile(depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def latched_qos() -> QoSProfile:

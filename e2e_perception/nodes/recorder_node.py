@@ -19,6 +19,8 @@ from e2e_perception.nodes.qos import output_qos, state_qos
 from e2e_perception.nodes.report import NodeReport
 
 GRAPH_PERIOD_S = 0.5
+QUEUE_DEPTH = 200  # messages of a topic that may wait while the disk is slow
+DRAIN_S = 0.5  # after a signal, for what has been received but not yet written
 
 
 class RecorderNode(Node):
@@ -45,7 +47,7 @@ class RecorderNode(Node):
         self._bag.__enter__()
         self._num_before_clock = 0
         for topic, type_name in OUTPUT_TOPICS.items():
-            self._record(f"{options.source}/{topic}", type_name, output_qos())
+            self._record(f"{options.source}/{topic}", type_name, output_qos(QUEUE_DEPTH))
         self._wanted = list(options.topics)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(GRAPH_PERIOD_S, self._look_for_topics, clock=steady)
@@ -79,7 +81,7 @@ class RecorderNode(Node):
 
 def main() -> int:
     """Entry point of `recorder_node`."""
-    return run(RecorderNode)
+    return run(RecorderNode, drain_s=DRAIN_S)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def _bounds(source: BagSource, options: ReplayOptions) -> tuple[int, int]:
         stop_ns = min(stop_ns, start_ns + round(options.duration * 1e9))
     if start_ns >= stop_ns:
         length = (source.end_ns - source.start_ns) * 1e-9
-        raise ConfigError(f"start is {options['start']:g} s, but the bag is only {length:.1f} s long")
+        raise ConfigError(f"start is {options.start:g} s, but the bag is only {length:.1f} s long")
     return start_ns, stop_ns
 
 

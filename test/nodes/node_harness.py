@@ -337,6 +337,14 @@ def is_frame(health: Any, at_ns: int) -> bool:
     return stamp_ns(health) == at_ns and "latency" in health.stages and health.frames > 0
 
 
+def sensor(health: Any, name: str) -> Any:
+    return next(s for s in health.sensors if s.name == name)
+
+
+def drops(health: Any) -> dict[str, int]:
+    return dict(zip(health.drop_causes, health.drops, strict=True))
+
+
 def header(at_ns: int, frame_id: str) -> Any:
     return make("std_msgs/msg/Header", stamp=time_message(make, at_ns), frame_id=frame_id)
 

@@ -17,7 +17,20 @@ from e2e_perception.msg import Health
 from lifecycle_msgs.msg import Transition
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
-from node_harness import RIG, SECOND, Robot, best_effort, cloud, header, jpeg, path, picture, raw_image
+from node_harness import (
+    RIG,
+    SECOND,
+    Robot,
+    best_effort,
+    cloud,
+    drops,
+    header,
+    jpeg,
+    path,
+    picture,
+    raw_image,
+    sensor,
+)
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
@@ -27,14 +40,6 @@ pytestmark = pytest.mark.ros
 
 LIDAR_TOPIC = RIG.sensor("top").topic
 CAMERA_TOPIC = RIG.sensor("front").topic
-
-
-def sensor(health: Any, name: str) -> Any:
-    return next(s for s in health.sensors if s.name == name)
-
-
-def drops(health: Any) -> dict[str, int]:
-    return dict(zip(health.drop_causes, health.drops, strict=True))
 
 
 # ------------------------------------------------------------------ what it publishes

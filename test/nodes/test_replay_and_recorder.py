@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,8 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
 pytest.importorskip("e2e_perception.msg", reason="messages are not built or not sourced: `. scripts/env.sh`")
 
-import yaml
 from nav_msgs.msg import Odometry
-from node_harness import ROOT, SECOND, NodeProcess, Robot, arguments
+from node_harness import ROOT, SECOND, NodeProcess, Robot, arguments, drops, sensor
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 
@@ -39,14 +38,14 @@ START_NS = 1_700_000_000 * SECOND
 PERIOD_NS = SECOND // 10
 
 
-def write_bag(path: Path) -> Path:
+def write_bag(path: Path, num_frames: int = NUM_FRAMES, num_points: int = 200) -> Path:
     """Odometry and point clouds at 10 Hz; the clouds arrive 20 ms late."""
     with BagWriter(path) as bag:
-        for i in range(NUM_FRAMES):
+        for i in range(num_frames):
             stamp = START_NS + i * PERIOD_NS
             state = EgoState(stamp, SE3.planar(0.5 * i, 0.0, 0.0), np.array([5.0, 0.0, 0.0]), 0.0)
             bag.write("/odom", ODOMETRY_TYPE, stamp, odometry_message(bag.make, state, "base_link"))
-            columns = {name: np.full(200, i, np.float32) for name in ("x", "y", "z", "intensity")}
+            columns = {name: np.full(num_points, i, np.float32) for name in ("x", "y", "z", "intensity")}
             cloud = points_message(bag.make, PointsSample(columns), stamp, "lidar")
             bag.write("/lidar/points", POINTS_TYPE, stamp + SECOND // 50, cloud)
     return path
@@ -96,7 +95,9 @@ def test_everything_is_played_as_recorded_with_the_bags_clock(
     with BagSource(bag) as source:
         recorded = list(source.raw_messages())
     for topic, received in listener.received.items():
-        assert received == [raw for name, _, _, raw in recorded if name == topic]
+        for raw, expected in zip(received, (r for name, _, _, r in recorded if name == topic), strict=True):
+            assert raw[: len(expected)] == expected
+            assert len(raw) - len(expected) < 4  # the middleware fills up to whole words
     assert clocks == sorted(clocks)
     assert clocks[0] == START_NS
     assert clocks[-1] > recorded[-1][2]
@@ -174,28 +175,15 @@ def test_a_truncated_bag_is_refused_with_exit_code_2(start: Callable[..., Any], 
 def test_a_damaged_bag_is_played_up_to_the_damage_and_ends_with_exit_code_2(
     robot: Robot, start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    # Many chunks, so that one bad chunk leaves others whole: SQLite pages serve as well as MCAP chunks.
-    from rosbags.rosbag2 import StoragePlugin, Writer
-
-    from e2e_perception.data.bags import project_typestore
-
-    store = project_typestore()
-    bag = write_bag(tmp_path / "source")
-    damaged = tmp_path / "damaged"
-    with Writer(damaged, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer, BagSource(bag) as source:
-        connections = {}
-        for topic, type_name, stamp, raw in source.raw_messages():
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, type_name, typestore=store)
-            writer.write(connections[topic], stamp, raw)
-    file = next(damaged.glob("*.db3"))
+    # Several chunks of a megabyte; the damage is wider than a message, so that it hits the head of one.
+    damaged = write_bag(tmp_path / "damaged", num_frames=80, num_points=2000)
+    file = next(damaged.glob("*.mcap"))
     content = bytearray(file.read_bytes())
-    page = 4096
-    third_from_end = (len(content) // page - 3) * page
-    content[third_from_end : third_from_end + page] = b"\xff" * page
+    assert len(content) > 2_500_000
+    content[2_000_000:2_050_000] = b"\xab" * 50_000
     file.write_bytes(content)
     listener = Listener(robot, {"/odom": Odometry, "/lidar/points": PointCloud2})
-    player = start("replay_node", {"bag": str(damaged), "wait_for_subscribers": 2, "rate": 4.0})
+    player = start("replay_node", {"bag": str(damaged), "wait_for_subscribers": 2, "rate": 8.0})
     code = wait_for_end(robot, player)
     assert code == 2, player.output
     assert "is damaged after" in player.output
@@ -224,7 +212,7 @@ def test_outputs_of_the_stack_are_recorded_and_readable_after_a_signal(
             messages = list(source.messages())
         tracks = [m for m in messages if m.type_name == "e2e_perception/msg/Tracks"]
         healths = [m.message for m in messages if m.type_name == "e2e_perception/msg/Health"]
-        assert len(tracks) >= 5
+        assert len(tracks) >= 5, recorder.output
         assert max(h.frames for h in healths) == last.frames
         assert {m.topic for m in messages} >= {
             "/perception_node/tracks",
@@ -271,34 +259,42 @@ def test_installed_programs_start_and_stop(
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_a_real_drive_is_processed_in_real_time(
+def test_a_real_drive_is_processed_and_every_frame_accounted_for(
     domain: int, start: Callable[..., Any], basics: dict[str, object], tmp_path: Path
 ) -> None:
-    """Point clouds of 1.8 MB at 10 Hz, from a bag through the stack into a bag."""
-    import os
-
-    drive = (
-        Path(os.environ.get("E2E_PERCEPTION_TEST_DATA", ROOT.parent / "shared" / "data")) / "kitti_highway"
-    )
-    if not drive.exists():
-        pytest.skip("the recorded drive is not here; see CONTRIBUTING.md")
-    rig = yaml.safe_load((ROOT / "config" / "rigs" / "kitti_highway.yaml").read_text(encoding="utf-8"))
-    assert rig["name"] == "kitti_highway"
+    """Point clouds of 1.8 MB at 10 Hz, from a bag through the stack into a bag, on however busy a machine."""
+    drive = recorded_drive()
     robot = Robot(domain, sim_time=False)
     try:
         out = tmp_path / "outputs"
         recorder = start("recorder_node", {"out": str(out), "use_sim_time": True})
         robot.process = start("perception_node", {**basics, "node.rig": "kitti_highway"})
         robot.health_saying("/clock")
-        robot.spin_until(lambda: robot.node.count_subscribers("/perception_node/health") == 2, "the recorder")
+        for topic in ("tracks", "plan", "health"):
+            robot.spin_until(
+                lambda name=topic: robot.node.count_subscribers(f"/perception_node/{name}") == 2,
+                f"the recorder on {topic}",
+            )
         player = start("replay_node", {"bag": str(drive), "wait_for_subscribers": 4})
         robot.spin_until(lambda: not player.alive, "the end of the drive")
         assert player.wait() == 0
-        robot.health(lambda h: True, "a last health")
+        last = robot.health(lambda h: True, "a last health")
         assert recorder.end() == 0
-        with BagSource(out) as source:
-            assert source.counts["/perception_node/plan"] >= 76
-            assert source.counts["/perception_node/tracks"] >= 76
     finally:
         robot.close()
-    shutil.rmtree(out)
+    counted = drops(last)
+    lidar = sensor(last, "top")
+    assert lidar.received <= 78
+    assert lidar.received == lidar.used + lidar.dropped
+    assert sum(counted.values()) >= lidar.dropped  # each has a cause
+    with BagSource(out) as source:
+        assert source.counts["/perception_node/tracks"] == last.frames
+        assert source.counts["/perception_node/plan"] >= last.plans  # and stops where no frame came
+    assert last.plans > 0
+
+
+def recorded_drive() -> Path:
+    data = Path(os.environ.get("E2E_PERCEPTION_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (data / "kitti_highway").exists():
+        pytest.skip("the recorded drive is not here; see CONTRIBUTING.md")
+    return data / "kitti_highway"
