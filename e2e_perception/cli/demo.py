@@ -194,7 +194,7 @@ def _play_live(
         recorder = start("recorder_node", parameter_arguments({"out": str(out / "outputs"), **clock}))
         with StackWatcher(domain, nodes) as watcher:
             watcher.activate("perception_node", READY_TIMEOUT_S)
-            watcher.listen(READY_TIMEOUT_S, num_subscribers=2)
+            watcher.listen(READY_TIMEOUT_S, recorder="recorder_node")
             meter: ProcessMeter | None = None
             playing = {
                 "bag": str(stream.path),

@@ -111,14 +111,15 @@ class StackWatcher:
         words = "\n".join(node.failure() for node in self.nodes if node.name == name)
         raise NodeError(f"{name} did not become active, it is `{state.label}`. {words}")
 
-    def listen(self, timeout_s: float, *, num_subscribers: int) -> None:
-        """Subscribe to the stack's health, and wait until all who want to hear it are connected.
+    def listen(self, timeout_s: float, *, recorder: str) -> None:
+        """Subscribe to the stack's health, and wait until the recorder hears the stack.
 
         Args:
             timeout_s: How long to wait.
-            num_subscribers: Expected on the topic, this watcher included.
+            recorder: Name of the recorder node.
         """
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
+        from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+        from std_msgs.msg import Bool
 
         from e2e_perception.msg import Health as HealthMessage
 
@@ -126,12 +127,14 @@ class StackWatcher:
         assert self._health_topic is not None
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(HealthMessage, self._health_topic, self._take_health, reliable)
-        topic = self._health_topic
-        self.wait_until(
-            lambda: self._node.count_subscribers(topic) >= num_subscribers,
-            f"subscribers of {topic}",
-            timeout_s,
+        latched = QoSProfile(
+            depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
         )
+        heard: list[Any] = []
+        self._node.create_subscription(Bool, f"/{recorder}/connected", heard.append, latched)
+        self.wait_until(lambda: bool(heard), f"{recorder} to hear the stack", timeout_s)
+        # And we ourselves: any health is proof.
+        self.wait_until(lambda: self.health is not None, f"{self._health_topic}", timeout_s)
 
     def quiet_s(self) -> float:
         """Time since the number of processed frames last rose [s]."""

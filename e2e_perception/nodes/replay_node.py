@@ -119,7 +119,7 @@ class ReplayNode(Node):
         while not self._stopping.is_set():
             heard = [topic for topic, p in self._players.items() if p.get_subscription_count() > 0]
             if len(heard) >= wanted:
-                self._stopping.wait(SETTLE_S)
+                self._settle()
                 return
             if time.monotonic() > deadline_s:
                 deaf = ", ".join(topic for topic in self._players if topic not in heard)
@@ -128,6 +128,16 @@ class ReplayNode(Node):
                     f"{self._options.wait_timeout:g} s; nobody listens to {deaf}"
                 )
             self._stopping.wait(0.05)
+
+    def _settle(self) -> None:
+        """Let the connections come about; time stands at the start, so that all know it when it begins."""
+        until_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < until_s and not self._stopping.wait(0.05):
+            self._tick(self._start_ns)
+
+    def _tick(self, bag_ns: int) -> None:
+        if self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=time_message(self._make, bag_ns)))
 
     def _play_all(self) -> None:
         clock_rate = self._options.clock_rate if self._clock_publisher is not None else 0.0
@@ -147,8 +157,7 @@ class ReplayNode(Node):
             if self._stopping.is_set():
                 return
             # Before the message, so that its arrival is not dated back.
-            if self._clock_publisher is not None:
-                self._clock_publisher.publish(Clock(clock=time_message(self._make, due.bag_ns)))
+            self._tick(due.bag_ns)
             if due.message is not None:
                 topic, _, raw = due.message
                 self._players[topic].publish(raw)

@@ -18,6 +18,7 @@ from nav_msgs.msg import Odometry
 from node_harness import ROOT, SECOND, NodeProcess, Robot, arguments, drops, sensor
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Bool
 
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.frames import SE3
@@ -30,6 +31,7 @@ from e2e_perception.data.bags import (
     odometry_message,
     points_message,
 )
+from e2e_perception.nodes.qos import latched_qos
 
 pytestmark = pytest.mark.ros
 
@@ -77,6 +79,12 @@ def robot(domain: int) -> Any:
     robot = Robot(domain, sim_time=False)
     yield robot
     robot.close()
+
+
+def wait_for_recorder(robot: Robot) -> None:
+    heard: list[Any] = []
+    robot.node.create_subscription(Bool, "/recorder_node/connected", heard.append, latched_qos())
+    robot.spin_until(lambda: bool(heard), "the recorder to hear the stack")
 
 
 # ------------------------------------------------------------------ player
@@ -201,7 +209,7 @@ def test_outputs_of_the_stack_are_recorded_and_readable_after_a_signal(
         out = tmp_path / "outputs"
         recorder = start("recorder_node", {"out": str(out), "use_sim_time": True, "topics": ["/odom"]})
         robot.process = start("perception_node", basics)
-        robot.spin_until(lambda: robot.node.count_subscribers("/perception_node/health") == 2, "the recorder")
+        wait_for_recorder(robot)
         robot.frame()
         robot.spin_until(lambda: robot.node.count_subscribers("/odom") == 2, "it to find odometry")
         for _ in range(5):
@@ -270,11 +278,7 @@ def test_a_real_drive_is_processed_and_every_frame_accounted_for(
         recorder = start("recorder_node", {"out": str(out), "use_sim_time": True})
         robot.process = start("perception_node", {**basics, "node.rig": "kitti_highway"})
         robot.health_saying("/clock")
-        for topic in ("tracks", "plan", "health"):
-            robot.spin_until(
-                lambda name=topic: robot.node.count_subscribers(f"/perception_node/{name}") == 2,
-                f"the recorder on {topic}",
-            )
+        wait_for_recorder(robot)
         player = start("replay_node", {"bag": str(drive), "wait_for_subscribers": 4})
         robot.spin_until(lambda: not player.alive, "the end of the drive")
         assert player.wait() == 0
@@ -288,7 +292,7 @@ def test_a_real_drive_is_processed_and_every_frame_accounted_for(
     assert lidar.received == lidar.used + lidar.dropped
     assert sum(counted.values()) >= lidar.dropped  # each has a cause
     with BagSource(out) as source:
-        assert source.counts["/perception_node/tracks"] == last.frames
+        assert source.counts["/perception_node/tracks"] == last.frames, recorder.output
         assert source.counts["/perception_node/plan"] >= last.plans  # and stops where no frame came
     assert last.plans > 0
 
