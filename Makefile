@@ -61,8 +61,8 @@ bench: setup ## every benchmarks/bench_*.py
 
 bundle: setup ## simulate, train and export the shipped bundle again (two cores: about an hour); resumable
 	@$(IN_WORKSPACE) set -e; \
-	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 720 --seed 100000 \
-	  --duration 8 --stride 1.5 --clip-length 5; \
+	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 640 --seed 100000 \
+	  --duration 8 --stride 1.5 --clip-length 8; \
 	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml; \
 	python -m e2e_perception.cli export $(RUN)/tiny --data $(RUN)/clips --out $(BUNDLE)
 

@@ -36,6 +36,7 @@ class Dropout:
 
     Attributes:
         lidar, camera, all_cameras, radar, memory: Probabilities; lidar and all cameras never go together.
+        only_first_camera: The robot has one camera, the first slot, and no radar, from the first frame on.
     """
 
     lidar: float = 0.1
@@ -43,6 +44,7 @@ class Dropout:
     all_cameras: float = 0.1
     radar: float = 0.15
     memory: float = 0.05
+    only_first_camera: float = 0.1
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
@@ -187,13 +189,16 @@ def with_dropout(
 
     num_cameras = arrays["camera_valid"].shape[1]
     # Drawn in a fixed order, so that one chance does not shift the others' randomness.
-    draws = rng.random(4 + num_cameras)
-    if draws[0] < dropout.lidar:
+    draws = rng.random(5 + num_cameras)
+    if draws[4] < dropout.only_first_camera:
+        out["camera_valid"] = arrays["camera_valid"] * (np.arange(num_cameras) == 0)
+        out["radar_valid"] = np.zeros_like(arrays["radar_valid"])
+    elif draws[0] < dropout.lidar:
         kill("lidar_valid", np.ones(arrays["lidar_valid"].shape[1], bool))
     elif draws[1] < dropout.all_cameras:
         kill("camera_valid", np.ones(num_cameras, bool))
     else:
-        dead = draws[4:] < dropout.camera
+        dead = draws[5:] < dropout.camera
         if dead.any():
             kill("camera_valid", dead)
     if draws[2] < dropout.radar:

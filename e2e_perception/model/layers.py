@@ -11,12 +11,16 @@ from torch.nn import functional as F
 
 
 class ConvNorm(nn.Sequential):
-    """3x3 (or 1x1) convolution, group norm (Wu & He 2018; batches are small here), ReLU."""
+    """3x3 (or 1x1) convolution, batch norm, ReLU.
+
+    Batch norm (Ioffe & Szegedy 2015) and not group norm: one frame's own statistics would take away how fast
+    a radar return is, and how much there is to see. It folds into the convolution at inference.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, *, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
-            nn.GroupNorm(8, channels_out),
+            nn.BatchNorm2d(channels_out),
             nn.ReLU(inplace=True),
         )
 
@@ -28,7 +32,7 @@ class Residual(nn.Module):
         super().__init__()
         self.first = ConvNorm(channels, channels)
         self.second = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.GroupNorm(8, channels)
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

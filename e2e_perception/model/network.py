@@ -46,10 +46,11 @@ class DetectionHead(nn.Module):
         # drivable, boundary, occupied (logits), flow x, y
         self.maps = nn.Conv2d(c, 5, 1)
         self.token = Mlp(c + len(CLASSES) + 2, config.token_channels, config.token_channels)
+        self.offset = Mlp(config.token_channels, config.token_channels, 2, norm=True)
 
     def forward(
         self, bev_BCYX: Tensor, boost_BYX: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Heatmap logits, map outputs, and Q queries.
 
         Args:
@@ -57,7 +58,7 @@ class DetectionHead(nn.Module):
             boost_BYX: Training only: added to the ranking, so that true centres are queries early on.
         Returns:
             Heatmap logits (B, K, Y, X); maps (B, 5, Y, X); query tokens (B, Q, D); query cell centres
-            (B, Q, 2) [m]; query class logits (B, Q, K).
+            (B, Q, 2) [m]; object centres as this frame shows them (B, Q, 2) [m]; class logits (B, Q, K).
         """
         shared = self.shared(bev_BCYX)
         heat = self.heat(shared)
@@ -72,7 +73,7 @@ class DetectionHead(nn.Module):
         logits = _gather(heat.flatten(2).transpose(1, 2), cells_BQ)
         centres = self.centres_G2[cells_BQ]
         token = self.token(torch.cat([features, logits.tanh(), _scaled(centres)], -1))
-        return heat, self.maps(bev_BCYX), token, centres, logits
+        return heat, self.maps(bev_BCYX), token, centres, centres + self.offset(token), logits
 
 
 class BoxHead(nn.Module):
@@ -81,20 +82,27 @@ class BoxHead(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         d = config.token_channels
-        self.mlp = Mlp(d, d, len(BOX_FIELDS) + len(BOX_STD_FIELDS), norm=True)
+        self.mlp = Mlp(d, d, len(BOX_FIELDS) - 2 + len(BOX_STD_FIELDS), norm=True)
         self.register_buffer("log_size_3", torch.tensor(MEAN_SIZE).log(), persistent=False)
 
-    def forward(self, token_BQD: Tensor, centres_BQ2: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4) `BOX_STD_FIELDS`."""
+    def forward(self, token_BQD: Tensor, points_BQ2: Tensor, velocity_BQ2: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes from tokens.
+
+        Args:
+            token_BQD: Query tokens after the association.
+            points_BQ2: Object centres [m].
+            velocity_BQ2: Expected from memory [m/s]; the token corrects it.
+        Returns:
+            Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4), `BOX_STD_FIELDS`.
+        """
         raw = self.mlp(token_BQD)
-        xy = centres_BQ2 + raw[..., 0:2]
-        z = 0.8 + raw[..., 2:3]
-        log_size = self.log_size_3 + raw[..., 3:6].clamp(-3.0, 3.0)
-        heading = raw[..., 6:8]
+        z = 0.8 + raw[..., 0:1]
+        log_size = self.log_size_3 + raw[..., 1:4].clamp(-3.0, 3.0)
+        heading = raw[..., 4:6]
         heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-4).sqrt()
-        velocity = 10.0 * raw[..., 8:10]
-        log_var = raw[..., 10:14].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
-        return torch.cat([xy, z, log_size, heading, velocity], -1), log_var
+        velocity = velocity_BQ2 + 10.0 * raw[..., 6:8]
+        log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
+        return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var
 
 
 class Associator(nn.Module):
@@ -112,29 +120,34 @@ class Associator(nn.Module):
         self.pair = Mlp(4, 16, 1)
         self.new = Mlp(d, 16, 1)
         self.gone = Mlp(d, 16, 1)
+        self.evidence = Mlp(5, d, d)
         self.update = GatedUpdate(d)
 
     def forward(
         self,
         query_BQD: Tensor,
-        centres_BQ2: Tensor,
+        points_BQ2: Tensor,
         track_tokens_BMD: Tensor,
         track_boxes_BM10: Tensor,
         track_valid_BM: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Associate.
 
+        Args:
+            query_BQD: Query tokens. points_BQ2: Their centres as this frame shows them [m].
+            track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
-            Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), and the affinity
-            (B, M+1, Q+1) in log-probabilities.
+            Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), the affinity
+            (B, M+1, Q+1) in log-probabilities, and the velocity each query is expected to have (B, Q, 2)
+            [m/s], zero as far as it is new.
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))
         tokens = torch.where(valid[..., None], track_tokens_BMD, track_tokens_BMD.new_zeros(()))
         track = self.embed_track(torch.cat([tokens, _scaled_boxes(boxes)], -1))
-        query = self.embed_query(torch.cat([query_BQD, _scaled(centres_BQ2)], -1))
+        query = self.embed_query(torch.cat([query_BQD, _scaled(points_BQ2)], -1))
 
-        offset = centres_BQ2[:, None] - boxes[:, :, None, :2]
+        offset = points_BQ2[:, None] - boxes[:, :, None, :2]
         distance = (offset.square().sum(-1, keepdim=True) + 1e-4).sqrt()
         pair = torch.cat([offset / 4.0, distance / 4.0, (-distance.square() / 4.0).exp()], -1)
         logits_BMQ = (
@@ -153,7 +166,14 @@ class Associator(nn.Module):
         # Soft update: expected track token under the assignment, "new" contributes nothing.
         assignment_BQM = by_query[:, :-1].exp().transpose(1, 2)
         remembered = assignment_BQM @ track
-        return self.update(query_BQD, remembered), track, affinity.clamp(min=LEAST_LOG_PROBABILITY)
+        # What a Kalman filter would look at: the innovation, against what was expected. In metres, for its
+        # decimetres would drown in a token's coordinates; the box head turns them into a correction.
+        known_BQ1 = assignment_BQM.sum(-1, keepdim=True)
+        innovation_BQ2 = known_BQ1 * points_BQ2 - assignment_BQM @ boxes[..., :2]
+        velocity_BQ2 = assignment_BQM @ boxes[..., 8:10]
+        evidence = torch.cat([innovation_BQ2.clamp(-4.0, 4.0), velocity_BQ2 / 10.0, known_BQ1], -1)
+        updated = self.update(query_BQD + self.evidence(evidence), remembered)
+        return updated, track, affinity.clamp(min=LEAST_LOG_PROBABILITY), velocity_BQ2
 
 
 class MotionHead(nn.Module):
@@ -235,13 +255,13 @@ class JointNetwork(nn.Module):
         )
 
         # 2. Detection: a heatmap, its peaks, a token for each.
-        heat, maps, query, centres, query_logits = self.detection(bev, boost_BYX)
+        heat, maps, query, centres, points, query_logits = self.detection(bev, boost_BYX)
 
         # 3. Tracking: who is who, and tokens that remember.
-        query, track, affinity = self.associator(
-            query, centres, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
+        query, track, affinity, expected_velocity = self.associator(
+            query, points, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
         )
-        query_boxes, query_log_var = self.boxes(query, centres)
+        query_boxes, query_log_var = self.boxes(query, points, expected_velocity)
 
         # 4. Motion: detections and remembered, now unseen tracks alike have futures.
         track_boxes = torch.where(

@@ -212,4 +212,7 @@ def _update_average(average: dict[str, Tensor], model: JointNetwork, decay: floa
     """Exponential moving average of the weights, faster at first (Polyak & Juditsky 1992)."""
     decay = min(decay, step / (step + 10.0))
     for name, value in model.state_dict().items():
-        average[name].lerp_(value, 1.0 - decay)
+        if value.is_floating_point():
+            average[name].lerp_(value, 1.0 - decay)
+        else:
+            average[name].copy_(value)  # counters of the normalisation
