@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo_out
 BAG ?=
+RIG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 RUN ?= runs/tiny
@@ -29,8 +30,8 @@ setup: ## .venv with ROS 2 and all dependencies, messages and package built
 venv:
 	@$(PYTHON) scripts/workspace.py venv
 
-demo: setup ## simulate (or take BAG=path), run the stack on it, leave OUT=demo_out/report.html
-	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(BAG),--bag "$(BAG)")
+demo: setup ## simulate (or take BAG=path, RIG=file), run the stack on it, leave OUT=demo_out/report.html
+	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(BAG),--bag "$(BAG)") $(if $(RIG),--rig "$(RIG)")
 
 # Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
 # The first ends a worker that hangs (hypothesis would swallow an exception and hang again), shows where it was and

@@ -60,7 +60,6 @@ class BagStream:
             self.counts = dict(source.counts)
             self.start_ns, self.end_ns = source.start_ns, source.end_ns
         match = match_topics(self.types, rig)
-        self.rig = match.rig
         self._problems: Counter[str] = Counter()
         self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
         for name in match.missing:
@@ -70,12 +69,7 @@ class BagStream:
             self._notes.append(f"the bag has nothing for {name}: {effect}")
         # A sensor without a topic stays in the rig: the robot's rig does not depend on the recording.
         self._missing = frozenset(match.missing)
-        self.rig = rig.with_topics(
-            {s.name: s.topic for s in match.rig.sensors if s.name not in self._missing}
-        )
-        self.rig = self.rig.model_copy(
-            update={"odom_topic": match.rig.odom_topic, "route_topic": match.rig.route_topic}
-        )
+        self.rig = match.rig
         self._topics = self._wanted()
         self._source = BagSource(path, self._topics)
         self.num_messages = self._source.num_messages

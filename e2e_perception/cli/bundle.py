@@ -45,7 +45,7 @@ def inspect(path: BundleArgument, as_json: JsonOption = False) -> None:
         ("name", bundle.name),
         ("digest", bundle.digest),
         ("size", bundle.network.size),
-        ("parameters", f"{int(manifest['num_parameters']):,}"),
+        ("parameters", str(manifest.get("num_parameters", "not stated"))),
         ("rig", f"{bundle.rig.name}: {', '.join(s.name for s in bundle.rig.sensors)}"),
         ("classes", ", ".join(manifest["classes"])),
         *sorted((key, str(value)) for key, value in manifest.get("provenance", {}).items()),
@@ -63,7 +63,7 @@ def inspect(path: BundleArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def verify(path: BundleArgument, as_json: JsonOption = False) -> None:
-    """Check checksums, schema, tensor contract, classes and rig; exit 2 names the first thing that is wrong.
+    """Check checksums, schema, tensor contract, graph, classes and rig; exit 2 names the first that is wrong.
 
     Example: `e2e-perception bundle verify resource/bundles/tiny`
     """

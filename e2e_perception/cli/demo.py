@@ -126,7 +126,8 @@ def run_demo(
     if rig_name is None:
         with BagSource(bag) as source:
             rig_name = rig_for_topics(source.types)
-    with BagStream(bag, find_rig(rig_name), config) as stream:
+    rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
+    with BagStream(bag, rig, config) as stream:
         parameters = {**given, "node.rig": _rig_for_node(rig_name, stream.rig, out)}
         with private_domain() as domain:
             log(f"ROS domain {domain}, rig {rig_name}, {stream.duration_s:.1f} s at {rate:g}×")

@@ -61,16 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=given, prog_name="e2e-perception")
     except E2EPerceptionError as error:
-        log(f"error: {error}")
-        if "--json" in given:
-            emit_json({"error": str(error)})
-        return USER_ERROR
+        return _user_error(str(error), given)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of a pipe went away (`| head`); Python must not complain again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # Disks, permissions and paths are the user's; an OSError without a file is not.
+        if error.filename is None:
+            raise
+        return _user_error(f"{error.filename}: {error.strerror or error}", given)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _user_error(sentence: str, given: Sequence[str]) -> int:
+    log(f"error: {sentence}")
+    if "--json" in given:
+        emit_json({"error": sentence})
+    return USER_ERROR

@@ -87,13 +87,16 @@ def replay_bag(
         with BagSource(bag) as source:
             rig_name = rig_for_topics(source.types)
     loaded = load_bundle(config.engine.bundle)
-    with BagStream(bag, find_rig(rig_name), config) as stream:
+    rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
+    with BagStream(bag, rig, config) as stream:
         engine = create_engine(loaded, config.engine.backend, config.engine.num_threads)
         pipeline = Pipeline(loaded.network, stream.rig, engine, config, str(loaded))
         backend = str(engine.info)
         log(f"rig {stream.rig.name}, bundle {loaded}, {backend}")
         out.mkdir(parents=True, exist_ok=True)
         remove_outputs(out / "outputs")
+        for name in ("summary.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
         frames: list[FrameResult] = []
         silences: list[FrameResult] = []
         process = psutil.Process()
@@ -122,7 +125,7 @@ def replay_bag(
             drops=drops,
             cpu_share=(after.user + after.system - before.user - before.system)
             / max(stream.duration_s, 1e-3),
-            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         )
         summary |= {
             "mode": "offline",

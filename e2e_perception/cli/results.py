@@ -98,6 +98,7 @@ def summarize(
         "frames_in": frames_in,
         "frames_processed": len(results),
         "plans": sum(result.plan is not None and result.plan.is_finite for result in results),
+        "stops": sum(result.plan is not None and result.plan.candidate < 0 for result in results),
         "tracks": len(identities),
         "drops": {cause: int(count) for cause, count in sorted(drops.items()) if count},
         "latency_ms": latency_percentiles([_with_total(result.health.stage_ms) for result in results]),
@@ -134,7 +135,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("frames in", str(summary["frames_in"])),
         ("frames processed", str(summary["frames_processed"])),
-        ("plans", str(summary["plans"])),
+        ("plans", f"{summary['plans']}, {summary['stops']} of them stops by the supervisor"),
         ("tracks", str(summary["tracks"])),
         ("drops", drops),
         ("CPU", "not measured" if share is None else f"{100 * share:.0f} % of one core"),

@@ -54,7 +54,7 @@ def run(
     # A sentence now is better than a dead node later.
     config = stack_config(params, given)
     find_bundle(config.engine.bundle)
-    the_rig = find_rig(config.node.rig)
+    the_rig = find_rig(config.node.rig).with_topic_rules(config.node.sensor_topics)
     if record is not None and record.exists():
         raise ConfigError(f"{record} exists; --record writes a new bag, name another directory")
     num_topics = 0
@@ -63,6 +63,11 @@ def run(
 
         with BagStream(play, the_rig, config) as stream:
             num_topics = stream.num_topics
+            if stream.rig != the_rig:
+                for note in stream.warnings:
+                    log(f"warning: {note}")
+                # The node subscribes to what the rig names, so it has to be told what was found.
+                given["node.sensor_topics"] = [f"{s.name}:={s.topic}" for s in stream.rig.sensors]
     require_ros()
 
     clock = {"use_sim_time": use_sim_time or play is not None}

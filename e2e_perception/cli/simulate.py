@@ -145,7 +145,10 @@ def _same_recipe(out: Path, recipe: Recipe) -> None:
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}; name a new --out") from error
     changed = [key for key, value in asdict(recipe).items() if before.get(key) != value]
     if changed:
         raise ConfigError(

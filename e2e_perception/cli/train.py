@@ -43,7 +43,7 @@ def train(
     Example: `e2e-perception train --data clips --out runs/tiny --set steps=3000`
     """
     settings = _settings(config, override or [])
-    _require_torch()
+    _require_torch(device)
 
     from e2e_perception.data.clip_store import ClipStore
     from e2e_perception.training import loop
@@ -83,7 +83,10 @@ def _settings(config: Path | None, overrides: list[str]) -> TrainingConfig:
             raise ConfigError(
                 f"--set {override!r}: unknown setting {name!r}; there are {', '.join(document)}"
             )
-        target[leaf] = yaml.safe_load(text)
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
     try:
         return TrainingConfig.model_validate(document)
     except ValidationError as error:
@@ -91,8 +94,14 @@ def _settings(config: Path | None, overrides: list[str]) -> TrainingConfig:
         raise ConfigError(f"--set {'.'.join(map(str, item['loc']))}: {item['msg']}") from error
 
 
-def _require_torch() -> None:
+def _require_torch(device: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("training needs torch, which is not installed; `pip install .[training]`")
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device!r}: expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; leave it at cpu")

@@ -139,10 +139,14 @@ class PlanningConfig(Section):
         0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100
     )
     weight_route: float = tunable(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
-    speed_limit: float = tunable(25.0, "Speed the robot should not exceed.", unit="m/s", ge=0, le=60)
-    stickiness: float = tunable(
-        0.1, "Bonus for proposals close to the previous plan, per metre of mean deviation.", ge=0, le=10
+    speed_limit: float = tunable(
+        25.0,
+        "Speed to aim at and not to exceed; proposals above it pay for every m/s.",
+        unit="m/s",
+        ge=0,
+        le=60,
     )
+    stickiness: float = tunable(0.1, "Cost per metre of mean deviation from the previous plan.", ge=0, le=10)
     assume_straight_route: bool = tunable(
         True,
         "Without a route, assume straight ahead and say so; false: no plan without a route.",
@@ -153,17 +157,17 @@ class SupervisorConfig(Section):
     """When the stack stops trusting itself."""
 
     max_sensor_age_ms: float = tunable(
-        400.0, "Age at which a sensor counts as stale.", unit="ms", ge=10, le=5000
+        400.0, "Age of a sensor's data when the plan leaves; more is degraded.", unit="ms", ge=10, le=5000
     )
     max_latency_ms: float = tunable(
-        200.0, "Frame stamp to plan; more is degraded.", unit="ms", ge=10, le=5000
+        200.0, "From the frame's stamp to the plan; more is degraded.", unit="ms", ge=10, le=5000
     )
     silence_ms: float = tunable(
         1000.0, "Time without a valid frame until a minimal-risk stop.", unit="ms", ge=50, le=10000
     )
     recovery_frames: int = tunable(10, "Good frames until the state improves by one step.", ge=1, le=200)
     max_bad_frames: int = tunable(
-        3, "Consecutive frames with non-finite output until a minimal-risk stop.", ge=1, le=50
+        3, "Unusable or far too late frames in a row until a minimal-risk stop.", ge=1, le=50
     )
     stop_deceleration: float = tunable(
         3.0, "Deceleration of the minimal-risk stop.", unit="m/s^2", ge=0.5, le=9

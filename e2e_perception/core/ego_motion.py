@@ -14,7 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.core.frames import SE3
+from e2e_perception.core.frames import SE3, wrap_angle
+
+# A pose may differ from what the twist foresaw by so much, and by half the way travelled.
+JUMP_DISTANCE = 1.0  # [m]
+JUMP_ANGLE = 0.3  # [rad]
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class EgoMotionLimits:
 class EgoMotionBuffer:
     """A bounded history of odometry with interpolation in SE(3).
 
-    A jump (motion faster than `limits.max_speed` beyond half a metre, or a backward clock) starts a new
-    segment: poses are never interpolated between segments, and `epoch` rises so that callers reset memory.
+    A jump (a pose that the twist does not explain, or a backward clock) starts a new segment: poses are never
+    interpolated between segments, and `epoch` rises so that callers reset memory.
     """
 
     def __init__(self, limits: EgoMotionLimits | None = None) -> None:
@@ -70,6 +74,7 @@ class EgoMotionBuffer:
         self.epoch = 0
         self.num_jumps = 0
         self.num_rejected = 0
+        self._older_ns: int | None = None  # stamp of the last sample, if it was older than the newest
 
     def __len__(self) -> int:
         return len(self._stamps)
@@ -85,13 +90,20 @@ class EgoMotionBuffer:
         self._states.clear()
         self.epoch += 1
 
+    def rewind(self, now_ns: int) -> None:
+        """The clock was set back to `now_ns`: later samples belong to another timeline and are forgotten."""
+        kept = bisect.bisect_right(self._stamps, now_ns)
+        if kept < len(self._stamps):
+            del self._stamps[kept:], self._states[kept:]
+            self.epoch += 1
+
     def add(self, state: EgoState) -> bool:
         """Add one odometry sample.
 
         Args:
-            state: The sample; a duplicate stamp or one older than the newest is dropped and counted,
-                unless it is older by more than the horizon: then the clock was set back and the
-                history restarts.
+            state: The sample; a duplicate stamp or one older than the newest is dropped and counted, unless
+                it is older by more than the horizon, or the second older one in a row to go on from the
+                first: then the clock was set back and the history restarts.
         Returns:
             False if the sample broke continuity (first sample after a jump or clock reset).
         Raises:
@@ -111,19 +123,18 @@ class EgoMotionBuffer:
             )
         continuous = True
         if self._stamps and state.stamp_ns <= self._stamps[-1]:
-            if self._stamps[-1] - state.stamp_ns <= self.limits.horizon_ns:
+            older, self._older_ns = self._older_ns, state.stamp_ns
+            goes_on = older is not None and 0 < state.stamp_ns - older <= self.limits.max_gap_ns
+            if not goes_on and self._stamps[-1] - state.stamp_ns <= self.limits.horizon_ns:
                 self.num_rejected += 1
                 return True
             self.clear()
             continuous = False
-        if self._stamps:
-            previous = self._states[-1]
-            dt = (state.stamp_ns - previous.stamp_ns) * 1e-9
-            moved = float(np.linalg.norm(pose.translation - previous.odom_from_base.translation))
-            if moved > self.limits.max_speed * dt + 0.5:
-                self.num_jumps += 1
-                self.clear()
-                continuous = False
+        self._older_ns = None
+        if self._stamps and self._is_jump(self._states[-1], state):
+            self.num_jumps += 1
+            self.clear()
+            continuous = False
         self._stamps.append(state.stamp_ns)
         self._states.append(state)
         oldest = state.stamp_ns - self.limits.horizon_ns
@@ -131,6 +142,21 @@ class EgoMotionBuffer:
             self._stamps.pop(0)
             self._states.pop(0)
         return continuous
+
+    def _is_jump(self, previous: EgoState, state: EgoState) -> bool:
+        """Whether the pose changed by what neither twist explains.
+
+        Across a gap that is not interpolated nothing is expected but less than `max_speed`.
+        """
+        dt = (state.stamp_ns - previous.stamp_ns) * 1e-9
+        moved = previous.odom_from_base.inverse() @ state.odom_from_base
+        if dt * 1e9 > self.limits.max_gap_ns:
+            return bool(np.linalg.norm(moved.translation) > self.limits.max_speed * dt + 0.5)
+        velocity = 0.5 * (previous.velocity + state.velocity)
+        unexplained = float(np.linalg.norm(moved.translation - velocity * dt))
+        turned = abs(float(wrap_angle(moved.yaw - 0.5 * (previous.yaw_rate + state.yaw_rate) * dt)))
+        travelled = min(float(np.linalg.norm(velocity)), self.limits.max_speed) * dt
+        return unexplained > JUMP_DISTANCE + 0.5 * travelled or turned > JUMP_ANGLE
 
     def at(self, stamp_ns: int) -> EgoState | None:
         """State at an instant.

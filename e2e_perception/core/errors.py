@@ -29,3 +29,7 @@ class ContractError(E2EPerceptionError):
 
 class EngineUnavailableError(E2EPerceptionError):
     """The requested inference backend cannot run here; the message names the reason."""
+
+
+class TrainingError(E2EPerceptionError):
+    """A training run cannot go on; its last checkpoint is kept."""

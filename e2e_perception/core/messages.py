@@ -45,6 +45,13 @@ _STATE_COLORS: dict[SafetyState, tuple[float, float, float]] = {
     SafetyState.MINIMAL_RISK: (0.96, 0.26, 0.21),
     SafetyState.STOPPED: (0.72, 0.11, 0.11),
 }
+
+# of the sentence that explains a plan
+WORTH_SAYING = 0.05  # differences in cost below this are left out
+MANOEUVRE_S = 2.0  # [s] of the plan that name the manoeuvre
+STEADY = 0.3  # [m/s^2] below which speed is kept
+STANDING = 0.1  # [m/s]
+
 _MIN_SHOWN_PROBABILITY = 0.15  # less likely futures only clutter the picture
 
 # diagnostic_msgs/DiagnosticStatus
@@ -200,28 +207,35 @@ def plan_message(make: MessageFactory, plan: Plan, health: Health, frame_id: str
 
 
 def plan_reason(plan: Plan, health: Health) -> str:
-    """Why this plan, in one sentence: the stop's causes, or the terms that decided between the best two."""
+    """Why this plan, in one sentence: the stop's causes, or what it does and the terms that decided.
+
+    For example "brakes at 3.0 m/s^2: collision 4.1 lower than the runner-up, progress 0.6 higher".
+    """
     if plan.candidate < 0:
         causes = "; ".join(health.reasons) or "the supervisor gave no reason"
         return f"{_PLAN_STATES[health.state].lower().replace('_', ' ')}: stop, because {causes}"
-    total = sum(plan.costs.values())
+    what = _manoeuvre(plan)
     if plan.runner_up < 0 or not plan.runner_up_costs:
-        return f"proposal {plan.candidate} (cost {total:.2f}) was the only one"
-    gains = {term: plan.runner_up_costs.get(term, 0.0) - cost for term, cost in plan.costs.items()}
-    ahead = sum(gains.values())
-    decisive = max(gains, key=lambda term: gains[term])
-    against = min(gains, key=lambda term: gains[term])
-    but = f", though {against} is {-gains[against]:.2f} more" if gains[against] < -0.005 else ""
-    # `stickiness` is a bonus outside the terms, so the winner's sum may be the larger one.
-    how = (
-        f"{decisive} is {gains[decisive]:.2f} less"
-        if gains[decisive] > 0.005
-        else "it keeps to the previous plan"
-    )
-    return (
-        f"proposal {plan.candidate} (cost {total:.2f}) before {plan.runner_up} "
-        f"(cost {total + ahead:.2f}): {how}{but}"
-    )
+        return f"{what}: the only proposal"
+    differences = {term: cost - plan.runner_up_costs.get(term, 0.0) for term, cost in plan.costs.items()}
+    said = sorted((d for d in differences.items() if abs(d[1]) >= WORTH_SAYING), key=lambda d: -abs(d[1]))[:3]
+    if not said:
+        return f"{what}: the runner-up costs nearly the same"
+    parts = [f"{term} {abs(by):.1f} {'lower' if by < 0 else 'higher'}" for term, by in said]
+    parts[0] += " than the runner-up"
+    return f"{what}: {', '.join(parts)}"
+
+
+def _manoeuvre(plan: Plan) -> str:
+    early = plan.times_P <= MANOEUVRE_S
+    acceleration = float(plan.accelerations_P[early].mean() if early.any() else plan.accelerations_P[0])
+    if float(np.abs(plan.speeds_P).max(initial=0.0)) < STANDING and acceleration > -STEADY:
+        return "stands"
+    if acceleration < -STEADY:
+        return f"brakes at {-acceleration:.1f} m/s^2"
+    if acceleration > STEADY:
+        return f"accelerates at {acceleration:.1f} m/s^2"
+    return f"keeps {float(plan.speeds_P[early].mean() if early.any() else plan.speeds_P[0]):.1f} m/s"
 
 
 def candidates_message(

@@ -6,6 +6,7 @@ A rig's sensors are matched to a bundle's input slots by name and kind: a robot 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from e2e_perception.core.errors import RigError
+from e2e_perception.core.errors import ConfigError, RigError
 from e2e_perception.core.frames import BODY_FROM_OPTICAL, SE3
 from e2e_perception.core.resources import config_dir
 
@@ -181,6 +182,23 @@ class Rig(_Frozen):
             self.sensor(name)
         sensors = tuple(s.model_copy(update={"topic": topics.get(s.name, s.topic)}) for s in self.sensors)
         return self.model_copy(update={"sensors": sensors})
+
+    def with_topic_rules(self, rules: Iterable[str]) -> Rig:
+        """The same rig with topics replaced as configured.
+
+        Args:
+            rules: Each `sensor:=/topic`, see `node.sensor_topics`.
+        Raises:
+            ConfigError: If a rule is malformed.
+            RigError: If there is no such sensor.
+        """
+        topics = {}
+        for rule in rules:
+            name, separator, topic = rule.partition(":=")
+            if not (name and separator and topic):
+                raise ConfigError(f"node.sensor_topics has {rule!r}, expected `sensor:=/topic`")
+            topics[name] = topic
+        return self.with_topics(topics)
 
     def with_sensors(self, replacements: dict[str, Camera | Lidar | Radar]) -> Rig:
         """The same rig with some sensors replaced, by name (calibration from CameraInfo or TF)."""

@@ -190,18 +190,30 @@ def write_checksums(path: Path) -> None:
 
 
 def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
-    """Check a bundle and its graph's interface; (what was checked, what was found) for each check.
+    """Check a bundle, and its graph's interface where ONNX Runtime is installed.
 
+    Returns:
+        (what was checked, what was found) for each check.
     Raises:
         BundleError: At the first check that fails.
     """
+    from e2e_perception.core.errors import EngineUnavailableError
+    from e2e_perception.deploy.engines import create_engine
+
     bundle = load_bundle(path_or_name)
+    try:
+        engine = create_engine(bundle, "onnxruntime", 1)
+        graph = f"loads, and has the contract's tensors ({engine.info})"
+        engine.close()
+    except EngineUnavailableError as error:
+        graph = f"not checked: {error}"
     size = sum(p.stat().st_size for p in bundle.path.iterdir())
     return [
         ("checksums", f"{len(list(bundle.path.iterdir())) - 1} files, digest {bundle.digest[:12]}"),
         ("schema", f"version {SCHEMA_VERSION}"),
         ("contract", f"version {bundle.contract.version}, {len(bundle.contract.inputs)} inputs, "
                      f"{len(bundle.contract.outputs)} outputs"),
+        ("graph", graph),
         ("classes", ", ".join(CLASSES)),
         ("rig", f"{bundle.rig.name}: {', '.join(s.name for s in bundle.rig.sensors)}"),
         ("size", f"{size / 1e6:.2f} MB"),

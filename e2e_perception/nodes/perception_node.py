@@ -187,13 +187,13 @@ class PerceptionNode(LifecycleNode):
         if now_ns == 0:
             self.report.dropped("no_clock")
         else:
-            self._submit("take_sensor", name, message, now_ns)
+            self._submit("take_sensor", name, message, now_ns, may_be_lost=True)
 
     def _on_camera_info(self, name: str, message: Any) -> None:
         self._submit("take_camera_info", name, message)
 
     def _on_odometry(self, message: Any) -> None:
-        self._submit("take_odometry", message)
+        self._submit("take_odometry", message, may_be_lost=True)
 
     def _on_route(self, message: Any) -> None:
         self._submit("take_route", message)
@@ -201,9 +201,9 @@ class PerceptionNode(LifecycleNode):
     def _on_transforms(self, message: Any) -> None:
         self._submit("take_transforms", message)
 
-    def _submit(self, method: str, *arguments: Any) -> None:
+    def _submit(self, method: str, *arguments: Any, may_be_lost: bool = False) -> None:
         if self._worker is not None and self._stack is not None:
-            self._worker.submit(getattr(self._stack, method), *arguments)
+            self._worker.submit(getattr(self._stack, method), *arguments, may_be_lost=may_be_lost)
 
     def _on_config(self, config: StackConfig) -> None:
         if self._worker is not None and self._stack is not None:

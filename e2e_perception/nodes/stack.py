@@ -8,7 +8,7 @@ from typing import Any
 
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import ConfigError, E2EPerceptionError, InputError
+from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.message_inputs import ego_state_from_odometry, route_from_path, stamp_ns
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
@@ -29,13 +29,7 @@ def configured_rig(config: StackConfig) -> Rig:
     Raises:
         E2EPerceptionError: If the rig or a replacement cannot be used.
     """
-    topics = {}
-    for text in config.node.sensor_topics:
-        name, separator, topic = text.partition(":=")
-        if not (name and separator and topic):
-            raise ConfigError(f"node.sensor_topics has {text!r}, expected `sensor:=/topic`")
-        topics[name] = topic
-    return find_rig(config.node.rig).with_topics(topics)
+    return find_rig(config.node.rig).with_topic_rules(config.node.sensor_topics)
 
 
 def image_converter() -> ConvertImage | None:
@@ -72,7 +66,7 @@ class Stack:
         self._engine = create_engine(bundle, config.engine.backend, config.engine.num_threads)
         try:
             self.pipeline = Pipeline(
-                bundle.network, rig, self._engine, config, str(bundle), image_converter()
+                bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True
             )
         except E2EPerceptionError:
             self._engine.close()

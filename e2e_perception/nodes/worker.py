@@ -23,7 +23,7 @@ class PipelineWorker:
     """Feeds a pipeline and hands on its results, in its own thread.
 
     Callbacks leave their work with `submit`: a function that is called with the pipeline's thread as soon as
-    it is free. The inbox is bounded; when it is full the oldest work is dropped and counted.
+    it is free. The inbox is bounded; when it is full the oldest work that may be lost is dropped and counted.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PipelineWorker:
         self._on_result = on_result
         self._on_heartbeat = on_heartbeat
         self._report = report
-        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], bool]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._last_health_s = time.monotonic()
@@ -70,13 +70,20 @@ class PipelineWorker:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have a function called in the pipeline's thread; may be called from any thread."""
+    def submit(self, function: Callable[..., Any], *arguments: Any, may_be_lost: bool = False) -> None:
+        """Have a function called in the pipeline's thread; may be called from any thread.
+
+        Args:
+            function, arguments: The work.
+            may_be_lost: Another like it will come: a sensor's message, unlike a parameter or a transform.
+        """
         with self._wake:
-            if len(self._inbox) == INBOX_SIZE:
-                self._inbox.popleft()
-                self._report.dropped(INBOX_OVERFLOW)
-            self._inbox.append((function, arguments))
+            if len(self._inbox) >= INBOX_SIZE:
+                oldest = next((i for i, work in enumerate(self._inbox) if work[2]), None)
+                if oldest is not None:
+                    del self._inbox[oldest]
+                    self._report.dropped(INBOX_OVERFLOW)
+            self._inbox.append((function, arguments, may_be_lost))
             self._wake.notify()
 
     def _run(self) -> None:
@@ -89,7 +96,7 @@ class PipelineWorker:
                     return
                 work = list(self._inbox)
                 self._inbox.clear()
-            for function, arguments in work:
+            for function, arguments, _ in work:
                 self._report.guarded(function, *arguments)
             now_ns = self._now_ns()
             if now_ns > 0:  # else /clock has not begun

@@ -56,7 +56,8 @@ class Perceived:
     """What one frame's tensors amounted to.
 
     Attributes:
-        tracks, plan, candidates: None if there is a problem; plan and candidates also without a route.
+        tracks, plan, candidates: None if there is a problem; plan and candidates also without a route, and
+            without ego motion: a plan for a robot that seems to stand is none for one that drives.
         problem: Why the frame is bad; empty if it is good.
         cause: `engine_error` or `non_finite_output`; empty if it is good.
     """
@@ -100,6 +101,7 @@ class Perception:
     def forget(self) -> None:
         """Start a new timeline; identities go on."""
         self._memory: Place | None = None
+        self._planned: Place | None = None
         self._bev_valid = False
         self.tracker.forget()
         self.selector.reset()
@@ -132,10 +134,15 @@ class Perception:
             return self._bad_frame(bad)
         mark()
         plan, candidates = None, None
-        if prepared.route is not None:
+        if prepared.route is not None and prepared.ego_state is not None:
             plan, candidates = self.selector.select(
-                prepared.stamp_ns, outputs, prepared.route, prepared.ego_state, base_from_memory
+                prepared.stamp_ns,
+                outputs,
+                prepared.route,
+                prepared.ego_state,
+                motion_since(self._planned, place),
             )
+            self._planned = place
         mark()
         self._memory, self._bev_valid = place, place is not None
         return Perceived(tracks, plan, candidates)

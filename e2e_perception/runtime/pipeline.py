@@ -4,7 +4,7 @@
                                                   = Engine.infer -> TrackManager -> PlanSelector
 
 It knows neither ROS nor the clock: time is an argument. Given the same messages and times, tracks and plans
-are the same to the last bit; how long a stage took is reported and decides nothing.
+are the same to the last bit; how long a stage took decides only, live, whether a plan left too late.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Pipeline:
         convert_image: ConvertImage | None = None,
         *,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        realtime: bool = False,
         on_prepared: Callable[[AssembledFrame, PreparedFrame], None] | None = None,
     ) -> None:
         """Put the stages together.
@@ -91,7 +92,10 @@ class Pipeline:
             config: All tunables.
             bundle_name: Name and digest for the health report.
             convert_image: From a ROS image message to RGB; the nodes pass cv_bridge's.
-            clock_ns: For stage timings only.
+            clock_ns: For the durations of stages.
+            realtime: Whether computing takes time on the clock of the stamps, as it does on the robot: a
+                frame that was worked on for too long is then late. Otherwise the engine counts as taking no
+                time, and durations decide nothing.
             on_prepared: See the class.
         Raises:
             RigError: If the rig has a sensor that the network does not know.
@@ -121,6 +125,7 @@ class Pipeline:
         self.supervisor = SafetySupervisor(config.supervisor)
         self._convert_image = convert_image
         self._clock_ns = clock_ns
+        self._realtime = realtime
         self._health = StackHealth(str(engine.info), bundle_name)
         self._route: Route | None = None
         self._num_jumps = self._num_rejected = 0
@@ -209,6 +214,7 @@ class Pipeline:
         """
         frames = self.assembler.poll(now_ns)
         if self.assembler.epoch != self._line.epoch:
+            self.ego.rewind(now_ns)
             self._forget()
         return [self._process(frame, now_ns) for frame in frames if self._is_wanted(frame, now_ns)]
 
@@ -272,7 +278,8 @@ class Pipeline:
         place = Place.of(prepared.stamp_ns, prepared.ego_state, self.ego)
         perceived = self.perception.step(prepared, place, lambda: marks.append(self._clock_ns()))
         marks += [marks[-1]] * (5 - len(marks))  # a bad frame does not reach every stage
-        result = self._supervise(prepared, place, perceived, now_ns)
+        spent_ns = marks[-1] - marks[0] if self._realtime else 0
+        result = self._supervise(prepared, place, perceived, now_ns + spent_ns)
         marks.append(self._clock_ns())
         wait_ns = frame.emitted_ns - frame.messages[frame.anchor].arrival_ns
         durations_ns = [wait_ns, *np.diff(marks).tolist()]
@@ -302,8 +309,8 @@ class Pipeline:
         stamp_ns, ego, plan = prepared.stamp_ns, prepared.ego_state, perceived.plan
         verdict = None
         if plan is not None:
-            speed = float(plan.speeds_P[0]) if ego is None else ego.speed
-            verdict = self.supervisor.check_plan(plan, perceived.tracks, speed, self._footprint)
+            assert ego is not None  # without ego motion nothing is selected
+            verdict = self.supervisor.check_plan(plan, perceived.tracks, ego.speed, self._footprint)
         if perceived.cause:
             self._health.drops[perceived.cause] += 1
         self._line.unusable, self._line.last_stamp_ns = prepared.reasons, stamp_ns
@@ -387,8 +394,9 @@ class Pipeline:
         return carried_on(self._line.published, stamp_ns, base_from_plan)
 
     def _publish(self, plan: Plan | None, place: Place | None) -> None:
-        assert plan is None or plan.is_finite
-        self._line.published, self._line.published_at = plan, place
+        if plan is not None:  # else the last one stands, for a stop to begin at the speed that it foresaw
+            assert plan.is_finite
+            self._line.published, self._line.published_at = plan, place
 
     def _forget(self) -> None:
         """Start a new timeline; identities go on."""

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 CHECK_STEP_S = 0.1  # [s] between instants of the collision check
 ROUNDING = 1e-6  # [m/s^2]
+PUSH_DISTANCE = 0.5  # [m] a plan may advance although a box ahead touches the robot
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def check_plan(
         return PlanVerdict(True)
 
     first_N = _first_overlaps(plan, tracks, footprint)
+    pushed = _pushed(plan, tracks, first_N, footprint, config)
+    if pushed:
+        return PlanVerdict(False, pushed, config.max_deceleration)
     soon = np.flatnonzero((first_N > 0.0) & (first_N <= config.collision_horizon_s))  # at 0 s it has happened
     if len(soon) == 0:
         return PlanVerdict(True)
@@ -95,6 +99,28 @@ def check_plan(
         return PlanVerdict(True, reasons)
     enough = bool(np.isinf(gently[helped]).all())
     return PlanVerdict(False, reasons, gentle if enough else config.max_deceleration)
+
+
+def _pushed(
+    plan: Plan, tracks: Tracks, first_N: Array, footprint: EgoFootprint, config: SupervisorConfig
+) -> tuple[str, ...]:
+    """Tracks right ahead that touch the robot already, if the plan moves on into them.
+
+    Boxes are uncertain by decimetres, so a robot in a queue may stand in one; it must not drive into it.
+    """
+    advance = float(np.interp(config.collision_horizon_s, [0.0, *plan.times_P], [0.0, *plan.points_P2[:, 0]]))
+    if advance < PUSH_DISTANCE:
+        return ()
+    centers = tracks.boxes.centers_N3
+    ahead_N = (centers[:, 0] > footprint.center_x + 0.5 * footprint.length) & (
+        np.abs(centers[:, 1]) < 0.5 * footprint.width
+    )
+    # Who drives away faster than the plan follows is no obstacle.
+    leaves_N = tracks.boxes.velocities_N2[:, 0] * config.collision_horizon_s > advance
+    return tuple(
+        f"plan drives into {CLASSES[tracks.boxes.class_ids_N[n]]} {tracks.boxes.ids_N[n]}, touched already"
+        for n in np.flatnonzero((first_N == 0.0) & ahead_N & ~leaves_N)
+    )
 
 
 def _motion_problems(plan: Plan, config: SupervisorConfig) -> tuple[str, ...]:

@@ -22,11 +22,10 @@ from e2e_perception.runtime.plan_motion import motion_along, points_at
 
 Array = NDArray[np.float64]
 
-TERMS = (*COST_TERMS, "stickiness")
+TERMS = (*COST_TERMS, "stickiness", "speed_limit")
+SPEED_LIMIT_WEIGHT = 5.0  # per m/s of mean excess
+EASING = 1.0  # [m/s^2] at which a robot above the limit has to come down to it
 MAX_STICKINESS_NS = 1_000_000_000  # an older plan binds nobody
-WORTH_SAYING = 0.05  # differences in cost below this are left out of the sentence
-MANOEUVRE_S = 2.0  # [s] of the plan that name the manoeuvre
-STEADY = 0.3  # [m/s^2] below which speed is kept
 
 
 class PlanSelector:
@@ -73,8 +72,10 @@ class PlanSelector:
         sd, unweighted = self._read(outputs)
         points_CP2 = base_from_route_coordinates(sd, route.features_R4)
         deviation_C = self._deviation(points_CP2, stamp_ns, base_from_previous)
+        sticky_C = self.config.stickiness * deviation_C
+        too_fast_C = SPEED_LIMIT_WEIGHT * self._excess_speed(sd, ego)
         costs_CK = np.concatenate(
-            [unweighted * self._weights_K, self.config.stickiness * deviation_C[:, None]], axis=1
+            [unweighted * self._weights_K, sticky_C[:, None], too_fast_C[:, None]], axis=1
         )
         totals_C = costs_CK.sum(1)
         ranking = np.argsort(totals_C, kind="stable")
@@ -138,34 +139,12 @@ class PlanSelector:
         expected_P2 = base_from_previous.apply(points_at(previous, seconds[both]))
         return np.asarray(np.linalg.norm(points_CP2[:, both] - expected_P2, axis=-1).mean(1))
 
-
-def explain(plan: Plan) -> str:
-    """One sentence for people: what the plan does, and which costs decided.
-
-    For example "brakes at 3.0 m/s^2: collision 4.1 lower than the runner-up, progress 0.6 higher".
-    """
-    early = plan.times_P <= MANOEUVRE_S
-    acceleration = float(plan.accelerations_P[early].mean() if early.any() else plan.accelerations_P[0])
-    if plan.candidate < 0:
-        hardest = float(-plan.accelerations_P.min(initial=0.0))
-        what = f"stops at {hardest:.1f} m/s^2" if hardest > 0 else "stands"
-        return f"{what}: decided by the supervisor, not by the costs"
-    if float(np.abs(plan.speeds_P).max(initial=0.0)) < 0.1 and acceleration > -STEADY:
-        what = "stands"
-    elif acceleration < -STEADY:
-        what = f"brakes at {-acceleration:.1f} m/s^2"
-    elif acceleration > STEADY:
-        what = f"accelerates at {acceleration:.1f} m/s^2"
-    else:
-        what = f"keeps {float(plan.speeds_P[early].mean() if early.any() else plan.speeds_P[0]):.1f} m/s"
-    if plan.runner_up < 0:
-        return f"{what}: the only proposal"
-    differences = {term: plan.costs[term] - plan.runner_up_costs.get(term, 0.0) for term in plan.costs}
-    said = sorted((d for d in differences.items() if abs(d[1]) >= WORTH_SAYING), key=lambda d: -abs(d[1]))[:3]
-    if not said:
-        return f"{what}: the runner-up costs nearly the same"
-    parts = []
-    for i, (term, difference) in enumerate(said):
-        than = " than the runner-up" if i == 0 else ""
-        parts.append(f"{term} {abs(difference):.1f} {'lower' if difference < 0 else 'higher'}{than}")
-    return f"{what}: {', '.join(parts)}"
+    def _excess_speed(self, sd_CP2: Array, ego: EgoState | None) -> Array:
+        """Mean speed above the limit over each proposal (C,) [m/s]; who is faster now may ease down to it."""
+        times = self.network.times_T
+        knots = np.concatenate([np.zeros((len(sd_CP2), 1)), sd_CP2[..., 0]], axis=1)
+        speeds_CP = np.diff(knots, axis=1) / np.diff(np.concatenate([[0.0], times]))
+        now = 0.0 if ego is None else ego.speed
+        middles = times - 0.5 * np.diff(np.concatenate([[0.0], times]))
+        allowed_P = np.maximum(self.config.speed_limit, now - EASING * middles)
+        return np.asarray(np.maximum(speeds_CP - allowed_P, 0.0).mean(1))

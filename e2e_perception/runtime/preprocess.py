@@ -284,6 +284,9 @@ class Preprocessor:
             intensity_N = points["intensity"]
             squared_range = np.einsum("in,in->n", points_sensor_3N, points_sensor_3N)
             far_enough = squared_range >= self.config.lidar_min_range**2
+            if not far_enough.any():
+                reasons[lidar.name] = f"blinded: no point beyond {self.config.lidar_min_range:g} m"
+                continue
             if not far_enough.all():
                 points_sensor_3N = np.compress(far_enough, points_sensor_3N, axis=1)
                 intensity_N = np.compress(far_enough, intensity_N)

@@ -3,7 +3,7 @@
 Down at once, up one step at a time after `recovery_frames` good frames. A *valid* frame has at least one
 camera or lidar, known ego motion and finite output; without one for `silence_ms` the robot makes a
 minimal-risk stop, and so it does after `max_bad_frames` frames in a row whose output or plan could not be
-used. In MINIMAL_RISK and STOPPED every plan is a stop.
+used or came later than `silence_ms`. In MINIMAL_RISK and STOPPED every plan is a stop.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class SafetySupervisor:
     def _demand(self, facts: FrameFacts) -> tuple[SafetyState, list[str]]:
         """The least state that this frame alone asks for, and why."""
         reasons = list(facts.warnings)
+        latency_ms = (facts.now_ns - facts.stamp_ns) * 1e-6
         for sensor in facts.sensors:
             if not sensor.valid:
                 old = f", last message {sensor.age_ms:.0f} ms old" if np.isfinite(sensor.age_ms) else ""
                 reasons.append(f"{sensor.name}: {sensor.reason}{old}")
-            elif sensor.age_ms > self.config.max_sensor_age_ms:
-                reasons.append(f"{sensor.name}: stale, {sensor.age_ms:.0f} ms old")
-        latency_ms = (facts.now_ns - facts.stamp_ns) * 1e-6
+            elif sensor.age_ms + latency_ms > self.config.max_sensor_age_ms:
+                reasons.append(f"{sensor.name}: stale, {sensor.age_ms + latency_ms:.0f} ms old")
         if latency_ms > self.config.max_latency_ms:
             reasons.append(f"latency {latency_ms:.0f} ms, more than {self.config.max_latency_ms:.0f}")
         if facts.speed is None:
@@ -163,7 +163,9 @@ class SafetySupervisor:
         demanded = SafetyState.DEGRADED if reasons else SafetyState.NOMINAL
 
         rejected = facts.verdict is not None and not facts.verdict.accepted
-        self._bad_frames = self._bad_frames + 1 if facts.outputs_problem or rejected else 0
+        too_late = latency_ms > self.config.silence_ms  # as good as no frame
+        bad = bool(facts.outputs_problem) or rejected or too_late
+        self._bad_frames = self._bad_frames + 1 if bad else 0
         if self._bad_frames >= self.config.max_bad_frames:
             demanded = SafetyState.MINIMAL_RISK
             reasons.append(f"{self._bad_frames} bad frames in a row")

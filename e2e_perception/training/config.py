@@ -80,7 +80,7 @@ def load_training_config(path: Path) -> TrainingConfig:
         return TrainingConfig.model_validate(document)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
         item = error.errors()[0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from e2e_perception.core.errors import InputError
+from e2e_perception.core.errors import InputError, TrainingError
 from e2e_perception.data.clip_store import ClipStore
 from e2e_perception.data.dataset import ClipDataset, Dropout
 from e2e_perception.model.network import JointNetwork
@@ -86,7 +86,7 @@ def train(
         Steps done in total.
     Raises:
         InputError: If the store has no training clips, or `out` belongs to another run.
-        FloatingPointError: If the loss stops being finite; the last checkpoint is kept.
+        TrainingError: If the loss stops being finite; the last checkpoint is kept.
     """
     indices = store.indices("train")
     if len(indices) == 0:
@@ -131,7 +131,10 @@ def train(
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 bad = [name for name, value in losses.items() if not torch.isfinite(value)]
-                raise FloatingPointError(f"loss is not finite at step {step}: {', '.join(bad)}")
+                raise TrainingError(
+                    f"loss is not finite at step {step}: {', '.join(bad)}; {out} keeps the last checkpoint; "
+                    "try a lower learning rate in a new run"
+                )
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             norms = [

@@ -140,6 +140,14 @@ def test_training_refuses_unknown_settings_and_missing_data(
     arguments = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main([*arguments, "--set", "weights.happiness=3"]) == 2
     assert "unknown setting 'weights.happiness'" in sentence_of(capsys)
+    assert main([*arguments, "--set", "steps=["]) == 2
+    assert "not valid YAML" in sentence_of(capsys)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert main([*arguments, "--config", str(binary)]) == 2
+    assert "not valid YAML" in sentence_of(capsys)
+    assert main([*arguments, "--device", "tpu"]) == 2
+    assert "expected cpu or cuda" in sentence_of(capsys)
     assert main([*arguments, "--set", "steps=-1"]) == 2
     assert "steps" in sentence_of(capsys)
     assert main(arguments) == 2
@@ -168,3 +176,10 @@ def test_clips_are_continued_and_never_mixed_with_another_recipe(
     assert (second["new_clips"], second["digest"]) == (0, first["digest"])
     assert main([*arguments[:-1], "--clip-length", "3"]) == 2
     assert "another clip_length" in sentence_of(capsys)
+    (tmp_path / "clips" / "simulation.json").write_text("{", encoding="utf-8")
+    assert main(arguments[:-1]) == 2
+    assert "simulation.json is damaged" in sentence_of(capsys)
+    occupied = tmp_path / "file"
+    occupied.write_text("", encoding="utf-8")
+    assert main(["simulate", "--format", "clips", "--out", str(occupied)]) == 2
+    assert str(occupied) in sentence_of(capsys)

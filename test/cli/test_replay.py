@@ -191,10 +191,44 @@ def test_a_rig_that_no_topic_fits(
 
 
 def test_no_shipped_rig_fits_and_the_message_asks_for_one(
-    bag: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", str(bag), "--bundle", str(bundle), "--out", str(tmp_path / "out")]) == 2
+    bags = pytest.importorskip("e2e_perception.data.bags")
+    path = tmp_path / "odometry"
+    bags.write_scenario_bag(path, [], RIG, odometry=odometry())
+    assert main(["replay", str(path), "--bundle", str(bundle), "--out", str(tmp_path / "out")]) == 2
     assert re.search(r"no shipped rig .* give it with --rig", error_of(capsys))
+
+
+def test_topics_of_other_names_are_matched_by_type_with_their_camera_info(
+    bag: Path, rig_file: Path, tmp_path: Path
+) -> None:
+    from e2e_perception.cli.bag_stream import BagStream
+    from e2e_perception.core.config import StackConfig
+    from e2e_perception.core.rig import load_rig
+
+    document = yaml.safe_load(rig_file.read_text(encoding="utf-8"))
+    for sensor in document["sensors"]:
+        sensor["topic"] = f"/robot_9{sensor['topic']}"
+        if sensor["kind"] == "camera":
+            sensor["camera_info_topic"] = "/robot_9/camera/info"
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(document), encoding="utf-8")
+    with BagStream(bag, load_rig(other), StackConfig()) as stream:
+        assert [s.topic for s in stream.rig.sensors] == ["/lidar", "/camera"]
+        assert stream.rig.cameras[0].camera_info_topic == "/camera_info"
+        assert "front is taken from /camera" in stream.warnings
+
+
+def test_without_a_rig_the_shipped_one_is_found_by_type(
+    bag: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from e2e_perception.cli.inputs import rig_for_topics
+    from e2e_perception.data.bags import BagSource
+
+    with BagSource(bag) as source:
+        assert rig_for_topics(source.types) == "kitti_highway"
+    assert "matched by type to rig `kitti_highway`" in capsys.readouterr().err
 
 
 def test_camera_info_of_another_camera(

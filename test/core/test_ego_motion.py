@@ -164,6 +164,26 @@ def test_acceleration_is_the_change_of_speed_over_the_window() -> None:
     assert buffer.acceleration(100 * MS) == 0.0  # not covered
 
 
+def test_two_older_samples_in_a_row_are_a_clock_set_back() -> None:
+    buffer = filled()
+    assert buffer.add(on_arc(100)) is True  # one alone is late
+    assert buffer.add(on_arc(200)) is False
+    assert (len(buffer), buffer.epoch) == (1, 1)
+
+
+def test_rewinding_forgets_what_is_later() -> None:
+    buffer = filled()
+    buffer.rewind(450 * MS)
+    assert (len(buffer), buffer.epoch) == (5, 1)
+    assert buffer.add(on_arc(500)) is True
+
+
+def test_odometry_at_any_plausible_motion_is_no_jump() -> None:
+    for speed in (0.0, 5.0, 40.0):
+        for yaw_rate in (-1.5, 0.0, 0.6):
+            assert filled(speed=speed, yaw_rate=yaw_rate).num_jumps == 0
+
+
 def test_clear_forgets_and_starts_a_new_epoch() -> None:
     buffer = filled()
     buffer.clear()

@@ -181,6 +181,16 @@ def test_a_graph_of_another_shape_is_refused_by_the_engine(copy: Path) -> None:
         OnnxRuntimeEngine(bundle.model_path, tensor_contract(other))
 
 
+def test_verifying_opens_the_graph(bundle_dir: Path, tmp_path: Path) -> None:
+    found = dict(verify_bundle(bundle_dir))
+    assert found["graph"].startswith("loads")
+    copy = Path(shutil.copytree(bundle_dir, tmp_path / "copy"))
+    (copy / "model.onnx").write_bytes(b"no graph")
+    write_checksums(copy)
+    with pytest.raises(BundleError, match="cannot load"):
+        verify_bundle(copy)
+
+
 def test_garbage_with_right_checksums_is_refused_by_both_engines(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"not a graph")
     (copy / "weights.safetensors").write_bytes(b"not weights")

@@ -196,7 +196,7 @@ def test_the_report_contains_every_frame_with_tracks_plan_and_reasons(page):
     assert frame["tracks"][0]["box"][0] == pytest.approx(18.0 + 0.4 * 3, abs=0.01)
     assert len(frame["tracks"][0]["futures"]) == 3
     assert frame["plan"]["costs"]["collision"] == pytest.approx(1.1)
-    assert "collision is 0.80 less" in frame["plan"]["why"]
+    assert "collision 0.8 lower than the runner-up" in frame["plan"]["why"]
     assert frame["pictures"]["front"]["src"].startswith("data:image/jpeg;base64,")
     assert frame["t"] == pytest.approx(0.3)
     assert data["frames"][20]["reasons"] == ["sensor top is silent"]

@@ -14,10 +14,12 @@ from e2e_perception.core.config import PlanningConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import ContractError, InputError
 from e2e_perception.core.frames import SE2, SE3
+from e2e_perception.core.messages import plan_reason
 from e2e_perception.core.network_config import COST_TERMS
+from e2e_perception.core.results import Health, SafetyState
 from e2e_perception.core.trajectories import Plan, Route, RouteInput, route_input
 from e2e_perception.runtime.plan_motion import carried_on, motion_along
-from e2e_perception.runtime.plan_selector import TERMS, PlanSelector, explain
+from e2e_perception.runtime.plan_selector import TERMS, PlanSelector
 
 MS = 1_000_000
 STILL = SE2(0.0, 0.0, 0.0)
@@ -170,20 +172,41 @@ def plan_with(acceleration: float, speed: float = 10.0, **changes: object) -> Pl
     return replace(plan, **changes)
 
 
-def test_a_plan_is_explained_by_the_terms_that_decided() -> None:
+NOMINAL = Health(SafetyState.NOMINAL, (), (), "", "", 1, 1, {}, {})
+
+
+def test_a_plan_is_explained_by_what_it_does_and_the_terms_that_decided() -> None:
     costs = {"imitation": 1.0, "collision": 0.4, "progress": 1.2, "route": 0.31}
     runner_up = {"imitation": 1.02, "collision": 4.5, "progress": 0.6, "route": 0.3}
-    braking = plan_with(-3.0, 20.0, costs=costs, runner_up_costs=runner_up)
-    assert explain(braking) == (
+
+    def reason(acceleration: float, speed: float = 10.0, **changes: object) -> str:
+        return plan_reason(plan_with(acceleration, speed, costs=costs, **changes), NOMINAL)
+
+    assert reason(-3.0, 20.0, runner_up_costs=runner_up) == (
         "brakes at 3.0 m/s^2: collision 4.1 lower than the runner-up, progress 0.6 higher"
     )
-    assert explain(plan_with(1.5)) == "accelerates at 1.5 m/s^2: the runner-up costs nearly the same"
-    assert explain(plan_with(0.0, 8.3)) == "keeps 8.3 m/s: the runner-up costs nearly the same"
-    assert explain(plan_with(0.0, 0.0, runner_up=-1)) == "stands: the only proposal"
-    assert explain(plan_with(-3.0, 20.0, candidate=-1)) == (
-        "stops at 3.0 m/s^2: decided by the supervisor, not by the costs"
+    assert reason(1.5, runner_up_costs=costs) == (
+        "accelerates at 1.5 m/s^2: the runner-up costs nearly the same"
     )
-    assert explain(plan_with(0.0, 0.0, candidate=-1)).startswith("stands: decided by the supervisor")
+    assert reason(0.0, 8.3, runner_up_costs=costs).startswith("keeps 8.3 m/s: ")
+    assert reason(0.0, 0.0, runner_up=-1) == "stands: the only proposal"
+    stopping = replace(NOMINAL, state=SafetyState.MINIMAL_RISK, reasons=("ego motion unknown",))
+    assert plan_reason(plan_with(-3.0, 20.0, candidate=-1), stopping) == (
+        "minimal risk: stop, because ego motion unknown"
+    )
+
+
+def test_proposals_above_the_speed_limit_pay_for_it_unless_they_ease_down() -> None:
+    def excess(speed: float, acceleration: float) -> float:
+        selector = PlanSelector(NETWORK, PlanningConfig(speed_limit=5.0))
+        _, candidates = selector.select(0, outputs_at(speed), STRAIGHT, ego(speed), None)
+        candidate = NETWORK.plan_accelerations.index(acceleration) * NUM_OFFSETS + 3
+        return float(candidates.costs_CK[candidate, TERMS.index("speed_limit")])
+
+    assert excess(5.0, 0.0) == pytest.approx(0.0, abs=1e-6)
+    assert excess(5.0, 1.0) == pytest.approx(5.0 * 2.0, rel=1e-3)  # 1 m/s^2 for 4 s: 2 m/s on average
+    assert excess(10.0, -1.2) == pytest.approx(0.0, abs=1e-6)
+    assert excess(10.0, 0.0) > 5.0
 
 
 @settings(deadline=None)

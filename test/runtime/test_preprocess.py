@@ -330,6 +330,7 @@ class TestPoints:
         [
             (points((np.nan, np.nan, np.nan)), "no point with a finite position"),
             (points(), "no point with a finite position"),
+            (points((0.3, 0.0, 0.0), (0.0, 0.4, 0.1)), "blinded: no point beyond 1.5 m"),
             (PointsSample({"x": np.zeros(1, np.float32)}), "no field y, z"),
             (ImageSample(picture()), "expected sensor_msgs/PointCloud2"),
         ],

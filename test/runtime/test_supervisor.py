@@ -74,7 +74,7 @@ def test_trust_is_earned_by_good_frames() -> None:
             "front: late, last message 180 ms old",
         ),
         ({"sensors": (sensor("lidar"), sensor("front", "silent", float("nan")))}, "front: silent"),
-        ({"sensors": (sensor("lidar"), sensor("radar", age_ms=500.0))}, "radar: stale, 500 ms old"),
+        ({"sensors": (sensor("lidar"), sensor("radar", age_ms=500.0))}, "radar: stale, 550 ms old"),
         ({"latency_ms": 350}, "latency 350 ms, more than 200"),
         ({"speed": None}, "ego motion unknown"),
         (
@@ -292,6 +292,16 @@ def test_crossing_traffic_that_a_stop_lets_pass_rejects_the_plan() -> None:
 
 def test_an_overlap_that_already_is_says_nothing() -> None:
     assert check_plan(straight_plan(10.0), make_tracks((2, 0, 10, 0)), 10.0, EGO, CONFIG).reasons == ()
+
+
+def test_driving_on_into_what_touches_the_robot_is_refused_and_standing_is_not() -> None:
+    touching = make_tracks((5.5, 0, 0, 0))  # its rear is at 3.3 m, the robot's bumper at 3.7 m
+    verdict = check_plan(straight_plan(2.0, 0.5), touching, 2.0, EGO, CONFIG)
+    assert not verdict.accepted
+    assert verdict.reasons == ("plan drives into car 7, touched already",)
+    assert check_plan(straight_plan(0.0), touching, 0.0, EGO, CONFIG) == PlanVerdict(True)
+    leaving = make_tracks((5.5, 0, 6.0, 0))
+    assert check_plan(straight_plan(2.0, 0.5), leaving, 2.0, EGO, CONFIG).accepted
 
 
 def test_limits_of_motion_are_enforced() -> None:

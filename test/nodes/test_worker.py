@@ -1,0 +1,40 @@
+"""What the pipeline's inbox gives up when it is full; no DDS is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+
+from e2e_perception.nodes.worker import INBOX_OVERFLOW, INBOX_SIZE, PipelineWorker
+
+pytestmark = pytest.mark.ros
+
+
+class Report:
+    def __init__(self) -> None:
+        self.drops: list[str] = []
+
+    def dropped(self, cause: str) -> None:
+        self.drops.append(cause)
+
+
+def test_a_full_inbox_gives_up_the_oldest_sensor_message_and_nothing_else() -> None:
+    report: Any = Report()
+    pipeline: Any = None
+    worker = PipelineWorker(
+        pipeline,
+        now_ns=lambda: 1,
+        sim_time=False,
+        on_result=lambda result: None,
+        on_heartbeat=lambda health, now_ns: None,
+        report=report,
+    )
+    worker.submit(print, "a parameter")
+    for i in range(INBOX_SIZE + 9):
+        worker.submit(print, i, may_be_lost=True)
+    left = [arguments[0] for _, arguments, _ in worker._inbox]
+    assert left == ["a parameter", *range(10, INBOX_SIZE + 9)]
+    assert report.drops == [INBOX_OVERFLOW] * 10
