@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,12 +76,15 @@ def replay_bag(
 
     from e2e_perception.cli.bag_stream import BagStream
     from e2e_perception.cli.inputs import rig_for_topics
-    from e2e_perception.cli.offline import play
+    from e2e_perception.cli.offline import Event, Labels, play
     from e2e_perception.cli.outputs import OutputBag, remove_outputs, write_run_report
     from e2e_perception.cli.results import plan_line, summarize, tracks_line
+    from e2e_perception.core.boxes import Boxes
+    from e2e_perception.core.ego_motion import EgoState
     from e2e_perception.data.bags import BagSource
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.evaluation.on_bag import plan_figures, tracking_figures
     from e2e_perception.runtime.pipeline import Pipeline
 
     if rig_name is None:
@@ -114,7 +118,18 @@ def replay_bag(
                 plans_file.write(plan_line(result))
                 outputs.write(result, now_ns)
 
-            play(pipeline, stream.events(progress), each)
+            odometry: list[EgoState] = []
+            labels: dict[int, Boxes] = {}
+
+            def watched() -> Iterator[Event]:
+                for event in stream.events(progress):
+                    if isinstance(event.content, EgoState):
+                        odometry.append(event.content)
+                    elif isinstance(event.content, Labels):
+                        labels[event.content.stamp_ns] = event.content.boxes
+                    yield event
+
+            play(pipeline, watched(), each)
         wall_s = time.perf_counter() - started
         after = process.cpu_times()
         drops = pipeline.health(stream.end_ns).drops
@@ -134,6 +149,8 @@ def replay_bag(
             "bundle": str(loaded),
             "backend": backend,
             "rig": stream.rig.name,
+            "against_labels": tracking_figures(frames, labels),
+            "against_driven": plan_figures(frames, odometry),
             "warnings": stream.warnings,
         }
         (out / "summary.json").write_text(json.dumps(finite(summary), indent=1) + "\n", encoding="utf-8")

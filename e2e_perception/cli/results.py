@@ -141,6 +141,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("CPU", "not measured" if share is None else f"{100 * share:.0f} % of one core"),
         ("peak memory", "not measured" if memory is None else f"{memory:.0f} MB"),
     ]
+    for title, figures in (("tracks", "against_labels"), ("plan", "against_driven")):
+        for name, value in (summary.get(figures) or {}).items():
+            rows.append((f"{title} {figures.replace('_', ' ')}: {name}", f"{value:g}"))
     for stage, values in summary["latency_ms"].items():
         rows.append(
             (f"{stage} p50 / p95 / p99", " / ".join(f"{values[f'p{p}']:.1f}" for p in PERCENTILES) + " ms")

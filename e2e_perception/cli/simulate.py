@@ -8,24 +8,21 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
 from e2e_perception.cli.options import JsonOption
-from e2e_perception.core.boxes import Boxes
 from e2e_perception.core.errors import ConfigError
-from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 
 if TYPE_CHECKING:
-    from e2e_perception.simulation.scenario import Scenario
+    pass
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 KINDS = (
@@ -40,7 +37,6 @@ KINDS = (
 )
 ALL = "all"
 SETTINGS = "simulation.json"
-LABEL_RANGE = 90.0  # [m]
 DONE = "scenarios"  # one small file per scenario whose clips are all written
 
 
@@ -236,7 +232,7 @@ def write_bag(path: Path, kind: str, seed: int, duration_s: float, rig: Rig) -> 
         InputError: If something is at `path` already.
     """
     from e2e_perception.data.bags import write_scenario_bag
-    from e2e_perception.simulation.recording import odometry, sensor_messages
+    from e2e_perception.simulation.recording import odometry, sensor_messages, true_boxes
     from e2e_perception.simulation.traffic import simulate_scenario
 
     scenario = simulate_scenario(kind, seed, duration_s)
@@ -253,25 +249,5 @@ def write_bag(path: Path, kind: str, seed: int, duration_s: float, rig: Rig) -> 
             rig,
             odometry=odometry(scenario),
             route=scenario.route,
-            labels=_labels(scenario, rig),
-        )
-
-
-def _labels(scenario: Scenario, rig: Rig) -> Iterator[tuple[int, Boxes]]:
-    """What is near the robot at each of the anchor's stamps, in the base frame."""
-    anchor = (*rig.lidars, *rig.cameras)[0]
-    for stamp_ns in range(scenario.start_ns, scenario.end_ns + 1, round(1e9 / anchor.rate_hz)):
-        snapshot = scenario.snapshot(stamp_ns)
-        base_from_odom = snapshot.odom_from_base.inverse()
-        planar = base_from_odom.planar_part()
-        boxes = snapshot.boxes
-        centers = base_from_odom.apply(boxes.centers_N3)
-        yield (
-            stamp_ns,
-            replace(
-                boxes,
-                centers_N3=centers.astype(np.float32),
-                yaws_N=wrap_angle(boxes.yaws_N + planar.yaw).astype(np.float32),
-                velocities_N2=planar.rotate(boxes.velocities_N2).astype(np.float32),
-            ).select(np.linalg.norm(centers[:, :2], axis=1) < LABEL_RANGE),
+            labels=true_boxes(scenario, rig),
         )

@@ -6,6 +6,7 @@ Clips go through the robot's own `Preprocessor`, so that training sees what the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,10 @@ from e2e_perception.simulation.radar import simulate_radar
 from e2e_perception.simulation.randomization import network_sized, randomized_rig
 from e2e_perception.simulation.scenario import Scenario
 from e2e_perception.simulation.scene import Snapshot
+from e2e_perception.simulation.visibility import MIN_LIDAR_RETURNS, MIN_PIXELS, visibility
 
 MILLISECOND = 1_000_000
-MIN_LIDAR_RETURNS = 3  # from here on an object counts as seen
-MIN_PIXELS = 12
+LABEL_RANGE = 90.0  # [m] of labels in bags
 HISTORY_FRAMES = 4  # of odometry before a clip; covers the window over which acceleration is taken
 RASTERS = ("lidar_raster", "radar_raster")  # kept in half precision
 
@@ -86,10 +87,24 @@ def odometry(scenario: Scenario, rate_hz: float = 50.0) -> Iterator[EgoState]:
         yield scenario.ego_at(stamp_ns)
 
 
-def true_boxes(scenario: Scenario, rate_hz: float = 10.0) -> Iterator[tuple[int, Boxes]]:
-    """Stamps [ns] and all boxes nearby in the base frame, from start to end."""
-    for stamp_ns in range(scenario.start_ns, scenario.end_ns + 1, round(1e9 / rate_hz)):
-        yield stamp_ns, boxes_in_base(scenario.snapshot(stamp_ns))
+def true_boxes(scenario: Scenario, rig: Rig) -> Iterator[tuple[int, Boxes]]:
+    """What is near the robot at each stamp of the first lidar (else camera).
+
+    Args:
+        scenario: The world.
+        rig: Its sensors.
+    Yields:
+        Stamp [ns] and boxes within `LABEL_RANGE` in the base frame. The score is 1 for what a lidar or a
+        camera gets at that instant, and 0 for what is hidden.
+    """
+    leader = (*rig.lidars, *rig.cameras)[0]
+    rng = np.random.default_rng(0)
+    for stamp_ns in range(scenario.start_ns, scenario.end_ns + 1, round(1e9 / leader.rate_hz)):
+        snapshot = scenario.snapshot(stamp_ns)
+        rows = [simulate_lidar_with_labels(snapshot, lidar, rng)[1] for lidar in rig.lidars]
+        visible_L = visibility(snapshot, lidar_labels=rows, cameras=rig.cameras).visible_L
+        boxes = replace(boxes_in_base(snapshot), scores_N=visible_L.astype(np.float32))
+        yield stamp_ns, boxes.select(np.linalg.norm(boxes.centers_N3[:, :2], axis=1) < LABEL_RANGE)
 
 
 # ------------------------------------------------------------------ as training wants it

@@ -15,7 +15,7 @@ from e2e_perception.core.rig import Camera
 from e2e_perception.simulation.camera import count_label_pixels
 from e2e_perception.simulation.scene import Snapshot
 
-MIN_LIDAR_RETURNS = 3
+MIN_LIDAR_RETURNS = 3  # from here on an object counts as seen
 MIN_PIXELS = 12  # at `ID_SIZE`
 ID_SIZE = (352, 128)  # (width, height) [px] of the id buffers
 

@@ -100,10 +100,18 @@ def test_odometry_and_true_boxes_cover_the_scenario() -> None:
     assert len(states) == 61
     assert states[0].stamp_ns == scenario().start_ns
     assert states[-1].stamp_ns == scenario().end_ns
-    stamp_ns, boxes = list(true_boxes(scenario(), rate_hz=2.0))[2]
+    labelled = list(true_boxes(scenario(), rig()))
+    assert [stamp_ns for stamp_ns, _ in labelled][:: len(labelled) - 1] == [
+        states[0].stamp_ns,
+        states[-1].stamp_ns,
+    ]
+    stamp_ns, boxes = labelled[10]
     snapshot = scenario().snapshot(stamp_ns)
+    where = [snapshot.boxes.ids_N.tolist().index(i) for i in boxes.ids_N]
     back = snapshot.odom_from_base.apply(boxes.centers_N3)
-    np.testing.assert_allclose(back, snapshot.boxes.centers_N3, atol=1e-3)
+    np.testing.assert_allclose(back, snapshot.boxes.centers_N3[where], atol=1e-3)
+    assert set(boxes.scores_N.tolist()) <= {0.0, 1.0}
+    assert boxes.scores_N.sum() > 0
 
 
 # ------------------------------------------------------------------ clips
