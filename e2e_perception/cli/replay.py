@@ -142,6 +142,8 @@ def replay_bag(
             / max(stream.duration_s, 1e-3),
             peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         )
+        size_note = stream.rig.footprint_note(loaded.rig)
+        warnings = [*stream.warnings, *([size_note] if size_note else [])]
         summary |= {
             "mode": "offline",
             "speed": round(stream.duration_s / wall_s, 2),
@@ -151,11 +153,11 @@ def replay_bag(
             "rig": stream.rig.name,
             "against_labels": tracking_figures(frames, labels),
             "against_driven": plan_figures(frames, odometry),
-            "warnings": stream.warnings,
+            "warnings": warnings,
         }
         (out / "summary.json").write_text(json.dumps(finite(summary), indent=1) + "\n", encoding="utf-8")
         if with_report:
             write_run_report(out / "report.html", stream, [*frames, *silences], summary)
-        for warning in stream.warnings:
+        for warning in warnings:
             log(f"warning: {warning}")
     return summary

@@ -21,6 +21,8 @@ from e2e_perception.core.resources import config_dir
 
 Vector3 = tuple[float, float, float]
 
+FOOTPRINT_TOLERANCE = 0.2  # [m]
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -175,6 +177,26 @@ class Rig(_Frozen):
                 return sensor
         known = ", ".join(s.name for s in self.sensors)
         raise RigError(f"rig {self.name!r} has no sensor {name!r}; it has {known}")
+
+    def footprint_note(self, trained: Rig) -> str | None:
+        """What to know if this robot has another size than the one that a network was trained for.
+
+        Args:
+            trained: The rig of the bundle.
+        Returns:
+            A sentence; None if length, width and centre agree within `FOOTPRINT_TOLERANCE`.
+        """
+        names = ("ego_length", "ego_width", "ego_center_x")
+        if all(abs(getattr(self, n) - getattr(trained, n)) <= FOOTPRINT_TOLERANCE for n in names):
+            return None
+        here, there = (
+            f"{rig.ego_length:g} x {rig.ego_width:g} m, centre at {rig.ego_center_x:g} m"
+            for rig in (self, trained)
+        )
+        return (
+            f"the robot is {here}, the bundle was trained for {there}: the network's collision cost is that of "
+            "the latter, the supervisor's check that of the robot"
+        )
 
     def with_topics(self, topics: dict[str, str]) -> Rig:
         """The same rig with the topics of some sensors replaced, by sensor name."""

@@ -81,7 +81,10 @@ class Stack:
     def describe(self) -> str:
         """One line for the log."""
         sensors = ", ".join(sensor.name for sensor in self.rig.sensors)
-        return f"bundle {self._bundle} with {self._engine.info}; rig {self.rig.name}: {sensors}"
+        note = self.rig.footprint_note(self._bundle.rig)
+        return f"bundle {self._bundle} with {self._engine.info}; rig {self.rig.name}: {sensors}" + (
+            f"; {note}" if note else ""
+        )
 
     def close(self) -> None:
         """Free the engine."""

@@ -147,3 +147,13 @@ def test_missing_and_binary_rig_files_are_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(RigError, match="is not valid YAML"):
         load_rig(binary)
+
+
+def test_a_robot_of_another_size_than_the_trained_one_is_noted() -> None:
+    rig = load_rig(next(path for path in SHIPPED_RIGS if path.stem == "tiny"))
+    assert rig.footprint_note(rig) is None
+    longer = rig.model_copy(update={"ego_length": 6.0})
+    note = longer.footprint_note(rig)
+    assert note is not None
+    assert "the robot is 6 x 1.9 m" in note
+    assert "trained for 4.6 x 1.9 m" in note
