@@ -194,8 +194,8 @@ class Rig(_Frozen):
             for rig in (self, trained)
         )
         return (
-            f"the robot is {here}, the bundle was trained for {there}: the network's collision cost is that of "
-            "the latter, the supervisor's check that of the robot"
+            f"the robot is {here}, the bundle was trained for {there}: the network's collision cost "
+            "is that of the latter, the supervisor's check that of the robot"
         )
 
     def with_topics(self, topics: dict[str, str]) -> Rig:
