@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from e2e_perception.cli.console import emit_json, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import JsonOption, ParamsOption, stack_config
+from e2e_perception.core.config import PlanningConfig
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(help=f"Which clips: {', '.join(SPLITS)}.")] = "all",
     max_clips: Annotated[int | None, typer.Option(min=2, help="At most so many clips.")] = None,
+    params: ParamsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure detection, association, prediction and plan of a bundle on labelled clips, open loop.
 
     Beside the full network stand two controls: the same network with every sensor switched off, and with
     each clip given another clip's sensor data. What does not get worse there was not learned by looking.
+    Tracks are remembered by the labels' identities here, as in training; `replay` on a labelled bag measures
+    the whole stack.
 
     Example: `e2e-perception evaluate tiny --data clips`
     """
@@ -47,7 +51,8 @@ def evaluate(
 
     opened = load_bundle(bundle)
     store = ClipStore(data)
-    figures = measure(load_network(opened.weights_path, opened.network), store, split, max_clips)
+    planning = stack_config(params, {}).planning
+    figures = measure(load_network(opened.weights_path, opened.network), store, split, max_clips, planning)
     if as_json:
         emit_json({"bundle": str(opened), "dataset_digest": store.digest, "split": split, **figures})
         return
@@ -62,7 +67,13 @@ def evaluate(
 PREFIXES = ("", "no_sensors/", "shuffled_sensors/")
 
 
-def measure(model: JointNetwork, store: ClipStore, split: str, max_clips: int | None) -> dict[str, float]:
+def measure(
+    model: JointNetwork,
+    store: ClipStore,
+    split: str,
+    max_clips: int | None,
+    planning: PlanningConfig | None = None,
+) -> dict[str, float]:
     """Figures of the full network by name, and of the controls as `control/name`."""
     from e2e_perception.training.evaluate import CONTROLS, evaluate_open_loop
 
@@ -74,6 +85,7 @@ def measure(model: JointNetwork, store: ClipStore, split: str, max_clips: int | 
                 store,
                 split=split,
                 control=control,
+                planning=planning,
                 max_clips=max_clips,
                 progress=lambda done, total: progress(done, f"of {total} clips"),
             )

@@ -32,10 +32,14 @@ def evaluate_open_loop(
     split: str = "validation",
     control: str = "full",
     max_clips: int | None = None,
+    planning: PlanningConfig | None = None,
     batch_clips: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate on the later half of each clip, where memory has filled.
+
+    Teacher-forced: what is remembered is chosen by the identities of the labels, as in training, and not
+    by the track manager. `e2e-perception replay` on a labelled bag measures the whole stack.
 
     Args:
         model: The network.
@@ -44,6 +48,7 @@ def evaluate_open_loop(
         control: `full`; `no_sensors`: every sensor invalid, the plan sees route and ego state only;
             `shuffled_sensors`: each clip gets another clip's sensor data.
         max_clips: At most so many clips.
+        planning: Weights that choose the plan; None takes the defaults.
         batch_clips: Clips per batch; shuffling happens within a batch.
         progress: Called with (clips done, clips in all).
     Returns:
@@ -58,7 +63,7 @@ def evaluate_open_loop(
     dataset = ClipDataset(store, indices, model.config, seed=0, mirror=False, dropout=None)
     times = model.config.times_T
     metrics = OpenLoopMetrics(times)
-    weights = PlanningConfig().model_dump()
+    weights = (planning or PlanningConfig()).model_dump()
     term_weights = np.array([weights[f"weight_{term}"] for term in COST_TERMS])
     model.eval()
     for start in range(0, len(indices), batch_clips):
