@@ -2,8 +2,8 @@
 
     python scripts/measure_replays.py --bundle tiny --seeds 2 --out runs/replays [--json]
 
-One bag of 12 s for each kind of scenario and seed, through the code that runs on the robot, on ONNX Runtime. What
-the figures mean is in `e2e_perception/evaluation/on_bag.py`. Bags already there are used again.
+One bag of 12 s for each kind of scenario and seed, through the code that runs on the robot, on ONNX Runtime.
+What the figures mean is in `e2e_perception/evaluation/on_bag.py`. Bags already there are used again.
 """
 
 from __future__ import annotations

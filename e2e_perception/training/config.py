@@ -39,6 +39,7 @@ class TrainingConfig(_Frozen):
 
     size: str = Field("tiny", description="Network size.")
     seed: int = Field(0, description="Of weights, order and augmentation.")
+    init: str = Field("", description="Run directory to take the first weights from; empty: random.")
     steps: int = Field(2500, gt=0, description="Optimiser steps.")
     batch_clips: int = Field(4, gt=0, description="Clips per step.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak, AdamW.")

@@ -85,7 +85,7 @@ def train(
     Returns:
         Steps done in total.
     Raises:
-        InputError: If the store has no training clips, or `out` belongs to another run.
+        InputError: If the store has no training clips, `out` belongs to another run, or `init` does not fit.
         TrainingError: If the loss stops being finite; the last checkpoint is kept.
     """
     indices = store.indices("train")
@@ -95,6 +95,8 @@ def train(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     model = JointNetwork(config.network).to(device)
+    if config.init:
+        model.load_state_dict(_first_weights(Path(config.init), model))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -172,6 +174,15 @@ def train(
             if last:
                 break
     return step
+
+
+def _first_weights(run: Path, model: JointNetwork) -> dict[str, Tensor]:
+    """Averaged weights of another run of the same size."""
+    before = load_checkpoint(run)
+    ours, theirs = model.config.model_dump(mode="json"), before.facts["network"]
+    if {**theirs, "interfaces": ours["interfaces"]} != ours:
+        raise InputError(f"{run} trained another network than this run's; `init` needs the same size")
+    return {k[8:]: v for k, v in before.tensors.items() if k.startswith("average/")}
 
 
 def _resume(

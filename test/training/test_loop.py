@@ -62,6 +62,19 @@ def test_stopping_and_resuming_gives_the_same_weights_as_going_through(tmp_path:
     assert steps == list(range(1, 9))
 
 
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    store: Any = MemoryStore()
+    train(store, tmp_path / "first", run_config(steps=2))
+    gentle = run_config(steps=1, init=str(tmp_path / "first"), learning_rate=1e-12, warmup_steps=0)
+    train(store, tmp_path / "second", gentle)
+    first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+    for name, weight in first.tensors.items():
+        if name.startswith("average/") and "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(second.tensors["model/" + name[8:]], weight, atol=1e-6, rtol=1e-6)
+    with pytest.raises(InputError, match="no checkpoint in"):
+        train(store, tmp_path / "third", run_config(init=str(tmp_path / "absent")))
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     store: Any = MemoryStore(2)
     train(store, tmp_path, run_config(steps=2))
