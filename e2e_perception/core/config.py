@@ -129,7 +129,7 @@ class TrackingConfig(Section):
 class PlanningConfig(Section):
     """Weights of the plan selector; change them live to change the robot's character."""
 
-    weight_imitation: float = tunable(1.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
+    weight_imitation: float = tunable(5.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
     weight_collision: float = tunable(
         20.0, "Weight of `collision`, expected overlap with predicted objects.", ge=0, le=1000
     )

@@ -39,8 +39,8 @@ class RosbagsFactory:
         return self._store.types[type_name](**fields, **missing)
 
     def floats32(self, values: Iterable[float] | NDArray[Any], /) -> NDArray[np.float32]:
-        """A float32 array."""
-        return np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float32)
+        """A contiguous float32 array: rosbags looks at its bytes."""
+        return np.ascontiguousarray(values if isinstance(values, np.ndarray) else list(values), np.float32)
 
     def uint64s(self, values: Iterable[int], /) -> NDArray[np.uint64]:
         """A uint64 array."""

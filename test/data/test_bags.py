@@ -457,3 +457,16 @@ def test_serialised_messages_are_written_as_they_are(tmp_path: Path) -> None:
         bag.write_raw("/odom", ODOMETRY_TYPE, START, cdr)
     with BagSource(tmp_path / "bag") as source:
         assert [m.message.child_frame_id for m in source] == ["base_link"]
+
+
+def test_arrays_with_gaps_between_their_elements_are_written_as_they_are(tmp_path: Path) -> None:
+    stds = np.arange(12, dtype=np.float32).reshape(6, 2)
+    kind = "e2e_perception/msg/PredictedTrajectory"
+    with BagWriter(tmp_path / "bag") as bag:
+        columns = {"std_x": bag.make.floats32(stds[:, 0]), "std_y": bag.make.floats32(stds[:, 1])}
+        times = bag.make.floats32(np.arange(6.0))
+        bag.write(
+            "/prediction", kind, START, bag.make(kind, probability=1.0, times=times, positions=[], **columns)
+        )
+    with BagSource(tmp_path / "bag") as source:
+        assert [m.message.std_y.tolist() for m in source] == [[1.0, 3.0, 5.0, 7.0, 9.0, 11.0]]
