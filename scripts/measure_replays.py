@@ -61,7 +61,7 @@ def pooled(summaries: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _mean(values: list[float], weights: list[float]) -> float:
-    return sum(v * w for v, w in zip(values, weights, strict=True) if w) / max(sum(weights), 1)
+    return sum(v * w for v, w in zip(values, weights, strict=True) if w > 0) / max(sum(weights), 1)
 
 
 def main() -> int:

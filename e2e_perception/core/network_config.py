@@ -64,6 +64,12 @@ class NetworkConfig(BaseModel):
         description="Lateral targets of the plan vocabulary, d at the horizon [m].",
     )
     frame_period_s: float = Field(0.1, description="Nominal time between frames [s].")
+    memory_frames: int = Field(
+        3,
+        ge=1,
+        description="Frames after which the BEV memory starts anew on the robot; 1: never used. A recurrence "
+        "is not trusted for longer than it was seen to hold.",
+    )
     interfaces: Literal["differentiable", "detached"] = Field(
         "differentiable",
         description="Whether gradients cross from planning to tracking to detection in training.",

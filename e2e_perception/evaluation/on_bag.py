@@ -70,9 +70,10 @@ def tracking_figures(
         velocity_errors.append(float(np.linalg.norm(truth.velocities_N2[i] - tracks.velocities_N2[j])))
     names = ["mota", "idf1", "num_switches", "num_misses", "num_false_positives", "num_objects"]
     row = motmetrics.metrics.create().compute(counts, metrics=names, name="all").iloc[0]
+    some = row["num_objects"] > 0  # without labels there is no rate
     return {
-        "mota": round(float(row["mota"]), 4),
-        "idf1": round(float(row["idf1"]), 4),
+        "mota": round(float(row["mota"]), 4) if some else float("nan"),
+        "idf1": round(float(row["idf1"]), 4) if some else float("nan"),
         "id_switches": int(row["num_switches"]),
         "misses": int(row["num_misses"]),
         "false_tracks": int(row["num_false_positives"]),

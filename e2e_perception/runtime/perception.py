@@ -102,7 +102,7 @@ class Perception:
         """Start a new timeline; identities go on."""
         self._memory: Place | None = None
         self._planned: Place | None = None
-        self._bev_valid = False
+        self._bev_frames = 0  # that its memory goes back; 0: it remembers nothing
         self.tracker.forget()
         self.selector.reset()
 
@@ -144,7 +144,9 @@ class Perception:
             )
             self._planned = place
         mark()
-        self._memory, self._bev_valid = place, place is not None
+        self._memory = place
+        if place is None:
+            self._bev_frames = 0
         return Perceived(tracks, plan, candidates)
 
     def _infer(self, prepared: PreparedFrame, base_from_memory: SE2 | None) -> dict[str, NDArray[np.float32]]:
@@ -153,8 +155,9 @@ class Perception:
             **self.tracker.inputs(prepared.stamp_ns, base_from_memory),
         }
         theta_23, remembered = self._still_theta_23, 0.0
-        if base_from_memory is not None and self._bev_valid:
+        if base_from_memory is not None and 0 < self._bev_frames < self.network.memory_frames:
             theta_23, remembered = self.network.bev_grid.sampling_theta(base_from_memory.inverse()), 1.0
+        self._bev_frames = self._bev_frames + 1 if remembered else 1
         inputs["bev_theta"] = theta_23[None]
         inputs["memory_valid"] = np.full((1, 1), remembered, np.float32)
         try:
@@ -181,7 +184,7 @@ class Perception:
 
     def _bad_frame(self, bad: _BadFrameError) -> Perceived:
         problem = str(bad)
-        self._bev_valid = False
+        self._bev_frames = 0
         try:
             self.engine.reset_state()
         except Exception as error:  # noqa: BLE001 - said on the health topic; the next frame tries again

@@ -15,7 +15,9 @@ from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import EngineInfo
 
 SIZES = {"car": (4.4, 1.8, 1.6), "truck": (9.0, 2.5, 3.2), "pedestrian": (0.6, 0.6, 1.7)}
-NETWORK = NetworkConfig(size="fake", num_queries=8, num_memory=6, image_height=32, image_width=64)
+NETWORK = NetworkConfig(
+    size="fake", memory_frames=1000, num_queries=8, num_memory=6, image_height=32, image_width=64
+)
 
 Outputs = dict[str, NDArray[np.float32]]
 

@@ -342,6 +342,20 @@ def test_non_finite_odometry_is_dropped_and_counted() -> None:
     assert result.health.drops["odometry_non_finite"] == 1
 
 
+@pytest.mark.parametrize(
+    ("memory_frames", "expected"), [(1, [0, 0, 0, 0, 0, 0]), (3, [0, 1, 1, 0, 1, 1]), (9, [0, 1, 1, 1, 1, 1])]
+)
+def test_the_bev_memory_starts_anew_after_as_many_frames_as_the_network_says(
+    memory_frames: int, expected: list[int]
+) -> None:
+    network = NETWORK.model_copy(update={"memory_frames": memory_frames})
+    engine = FakeEngine(network, things=CARS, base_from_odom=moving)
+    pipeline = Pipeline(network, RIG, engine, StackConfig(), "fake")
+    run(pipeline, drive(range(6)))
+    assert [int(c["memory_valid"][0, 0]) for c in engine.inputs] == expected
+    assert engine.inputs[-1]["track_valid"].sum() == len(CARS)  # tracks are remembered in any case
+
+
 def test_a_gap_of_more_than_a_second_forgets() -> None:
     pipeline, engine = make()
     gap = drive([0, 1, *range(14, 17)])
