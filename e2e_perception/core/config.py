@@ -116,7 +116,7 @@ class PreprocessConfig(Section):
 class TrackingConfig(Section):
     """Life of a track."""
 
-    birth_score: float = tunable(0.35, "Class score at which a detection may start a track.", ge=0.01, le=1)
+    birth_score: float = tunable(0.5, "Class score at which a detection may start a track.", ge=0.01, le=1)
     keep_score: float = tunable(0.15, "Class score at which a detection may continue a track.", ge=0.01, le=1)
     min_affinity: float = tunable(0.05, "Least association probability of a match.", ge=0.0, le=1)
     max_match_distance: float = tunable(
