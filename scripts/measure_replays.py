@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def pooled(summaries: list[dict[str, Any]]) -> dict[str, float]:
-    """One row of several replays: counts are added, errors weighted by how many they are means of."""
+    """One row of several replays: counts are added; errors and IDF1 weighted by what they are means of."""
     labels = [s["against_labels"] for s in summaries]
     plans = [s["against_driven"] for s in summaries]
     total = {
@@ -91,9 +91,12 @@ def main() -> int:
                     write_bag(bag, kind, seed, SECONDS, find_rig("tiny"))
                 out = options.out / "replays" / bag.name
                 summaries.append(replay_bag(bag, out, config=config, rig_name="tiny", with_report=False))
+            if any(s["against_labels"] is None or s["against_driven"] is None for s in summaries):
+                print(f"error: nothing to compare in {kind}; is motmetrics installed?", file=sys.stderr)
+                return 2
             rows[kind] = pooled(summaries)
             everything += summaries
-    except E2EPerceptionError as error:
+    except (E2EPerceptionError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows["all"] = pooled(everything)

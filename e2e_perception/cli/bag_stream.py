@@ -61,6 +61,7 @@ class BagStream:
             self.start_ns, self.end_ns = source.start_ns, source.end_ns
         match = match_topics(self.types, rig)
         self._problems: Counter[str] = Counter()
+        self._odometry_frame = ""
         self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
         for name in match.missing:
             effect = {"odom": "no ego motion", "route": "straight ahead is assumed"}.get(
@@ -165,6 +166,7 @@ class BagStream:
     def _odometry(self, message: BagMessage, ego: EgoMotionBuffer) -> Event | None:
         try:
             state = ego_state_from_odometry(message.message, self.rig.base_frame)
+            self._odometry_frame = message.message.header.frame_id.lstrip("/")
             ego.add(state)
         except InputError as error:
             self._problems[str(error)] += 1
@@ -175,8 +177,13 @@ class BagStream:
 
     def _route(self, message: BagMessage, ego: EgoMotionBuffer) -> Event | None:
         try:
-            route = route_from_path(message.message)
-            if route is not None and message.message.header.frame_id.lstrip("/") == self.rig.base_frame:
+            route, frame = route_from_path(message.message), message.message.header.frame_id.lstrip("/")
+            if route is not None and frame not in (self.rig.base_frame, self._odometry_frame or frame):
+                raise InputError(
+                    f"it is given in frame {frame!r}, expected the odometry's {self._odometry_frame!r} or "
+                    f"{self.rig.base_frame!r}"
+                )
+            if route is not None and frame == self.rig.base_frame:
                 here = ego.at(stamp_ns(message.message))
                 if here is None:
                     raise InputError("it is given in the base frame, and odometry does not cover its stamp")

@@ -70,8 +70,15 @@ def demo(
     """
     given = given_parameters(bundle=bundle, backend=backend, rig=rig)
     config = stack_config(params, given)
+    from e2e_perception.cli.outputs import refuse_own_results
+    from e2e_perception.data.bags import BagSource
+
     find_bundle(config.engine.bundle)
     require_ros()
+    if bag is not None:
+        refuse_own_results(bag, out)
+        with BagSource(bag):
+            pass  # what cannot be read is said before anything is removed
     _clear(out)
     rig_name = named_rig(config, rig)
     if bag is None:

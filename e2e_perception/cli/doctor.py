@@ -192,8 +192,9 @@ def _onnxruntime_providers() -> list[str]:
 
 def _module(group: str, module: str, serves: str, how_to_get: str) -> Finding:
     spec = importlib.util.find_spec(module)
-    # A directory of that name, such as this package's own `launch/`, is no installation.
-    if spec is None or spec.origin is None:
+    # A directory of that name, such as this package's own `launch/`, is no installation; rosbags, a namespace
+    # package, is known by its distribution.
+    if spec is None or (spec.origin is None and not _distributions().get(module)):
         return Finding(group, module, False, "not installed", serves, how_to_get)
     return Finding(group, module, True, _version(module), serves)
 

@@ -24,7 +24,7 @@ def evaluate(
     data: Annotated[
         Path, typer.Option(help="Clip store, written by `simulate --format clips`.", show_default=False)
     ],
-    split: Annotated[str, typer.Option(help=f"Which clips: {', '.join(SPLITS)}.")] = "all",
+    split: Annotated[str, typer.Option(help=f"Which clips: {', '.join(SPLITS)}.")] = "validation",
     max_clips: Annotated[int | None, typer.Option(min=2, help="At most so many clips.")] = None,
     params: ParamsOption = None,
     as_json: JsonOption = False,
@@ -61,7 +61,11 @@ def evaluate(
         (name, *(f"{figures[key]:.3f}" if (key := prefix + name) in figures else "" for prefix in PREFIXES))
         for name in names
     ]
-    print_table(f"{opened} on {len(store)} clips", ("figure", "full", "no sensors", "shuffled sensors"), rows)
+    print_table(
+        f"{opened} on the split `{split}` of {data}",
+        ("figure", "full", "no sensors", "shuffled sensors"),
+        rows,
+    )
 
 
 PREFIXES = ("", "no_sensors/", "shuffled_sensors/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from errno import EDQUOT, EIO, ENOSPC, EROFS
 from typing import Annotated
 
 import typer
@@ -69,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        # Disks, permissions and paths are the user's; an OSError without a file is not.
-        if error.filename is None:
+        # Disks, permissions and paths are the user's; any other OSError is not.
+        if error.filename is None and error.errno not in (ENOSPC, EDQUOT, EIO, EROFS):
             raise
-        return _user_error(f"{error.filename}: {error.strerror or error}", given)
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _user_error(f"{where}{error.strerror or error}", given)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

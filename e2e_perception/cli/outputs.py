@@ -66,6 +66,16 @@ class OutputBag:
         self._bag.write(HEALTH, HEALTH_TYPE, now_ns, health_message(make, result.health, stamp_ns, frame))
 
 
+def refuse_own_results(bag: Path, out: Path) -> None:
+    """Refuse to read a bag that lies among the results which a run is about to replace.
+
+    Raises:
+        InputError: If `bag` is `out`, or anywhere in it.
+    """
+    if bag.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"bag {bag} lies in --out {out}, whose content is replaced; name another --out")
+
+
 def remove_outputs(path: Path) -> None:
     """Remove the bag of an earlier run, and nothing else.
 

@@ -77,7 +77,7 @@ def replay_bag(
     from e2e_perception.cli.bag_stream import BagStream
     from e2e_perception.cli.inputs import rig_for_topics
     from e2e_perception.cli.offline import Event, Labels, play
-    from e2e_perception.cli.outputs import OutputBag, remove_outputs, write_run_report
+    from e2e_perception.cli.outputs import OutputBag, refuse_own_results, remove_outputs, write_run_report
     from e2e_perception.cli.results import plan_line, summarize, tracks_line
     from e2e_perception.core.boxes import Boxes
     from e2e_perception.core.ego_motion import EgoState
@@ -97,6 +97,7 @@ def replay_bag(
         pipeline = Pipeline(loaded.network, stream.rig, engine, config, str(loaded))
         backend = str(engine.info)
         log(f"rig {stream.rig.name}, bundle {loaded}, {backend}")
+        refuse_own_results(bag, out / "outputs")
         out.mkdir(parents=True, exist_ok=True)
         remove_outputs(out / "outputs")
         for name in ("summary.json", "report.html"):

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
-
-if TYPE_CHECKING:
-    pass
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 KINDS = (
@@ -112,6 +109,12 @@ def _write_clips(out: Path, todo: list[tuple[str, int]], recipe: Recipe, workers
 
     if recipe.size not in SIZES:
         raise ConfigError(f"unknown network size {recipe.size!r}; expected one of {', '.join(SIZES)}")
+    clip_s = recipe.clip_length * SIZES[recipe.size].frame_period_s
+    if clip_s > recipe.duration_s:
+        raise ConfigError(
+            f"a clip of {recipe.clip_length} frames lasts {clip_s:g} s, a scenario {recipe.duration_s:g} s; "
+            "raise --duration or lower --clip-length"
+        )
     _same_recipe(out, recipe)
     writer = ClipWriter(out)
     (out / DONE).mkdir(exist_ok=True)

@@ -213,8 +213,11 @@ def export_bundle(
     Returns:
         Largest relative difference per output between ONNX Runtime and torch over the parity rollout.
     Raises:
-        BundleError: If parity is not reached; the message names the worst output.
+        BundleError: If parity is not reached; the message names the worst output. If something other than a
+            bundle is at `out`; it is left alone.
     """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} is there already and is no bundle; name another directory")
     weights = (planning or PlanningConfig()).model_dump()
     contract = tensor_contract(model.config)
     manifest = {

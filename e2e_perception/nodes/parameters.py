@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -32,6 +32,17 @@ _Options = TypeVar("_Options", bound=Section)
 # Parameters of rclpy itself.
 _FOREIGN = ("use_sim_time", "start_type_description_service")
 _FOREIGN_PREFIX = "qos_overrides."
+
+
+def node_help(about: str, specs: Iterable[ParameterSpec]) -> str:
+    """What a node's `--help` prints: what it is, how to give a parameter, and all of them."""
+    lines = [about.strip(), "", "Parameters, each as --ros-args -p name:=value, or --params-file FILE:", ""]
+    for spec in specs:
+        span = f" {spec.minimum:g} to {spec.maximum:g}" if spec.minimum is not None else ""
+        allowed = f" ({', '.join(spec.choices)})" if spec.choices else f" ({spec.kind}{span} {spec.unit})"
+        lines.append(f"  {spec.name} = {spec.default!r}{allowed.replace(' )', ')')}")
+        lines.append(f"      {spec.description}{'' if not spec.read_only else ' Read-only once it runs.'}")
+    return "\n".join(lines)
 
 
 def describe(spec: ParameterSpec) -> ParameterDescriptor:

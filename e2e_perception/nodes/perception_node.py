@@ -27,11 +27,11 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from e2e_perception.core.config import StackConfig
+from e2e_perception.core.config import StackConfig, parameter_specs
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 from e2e_perception.core.results import FrameResult, Health, SafetyState
 from e2e_perception.nodes.outputs import Outputs
-from e2e_perception.nodes.parameters import StackParameters, declare, given_values
+from e2e_perception.nodes.parameters import StackParameters, declare, given_values, node_help
 from e2e_perception.nodes.process import run
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.nodes.sensor_inputs import SensorInputs, rig_inputs
@@ -245,7 +245,7 @@ class PerceptionNode(LifecycleNode):
 
 def main() -> int:
     """Entry point of `perception_node`."""
-    return run(PerceptionNode)
+    return run(PerceptionNode, help_text=node_help(__doc__ or "", parameter_specs()))
 
 
 if __name__ == "__main__":

@@ -35,17 +35,26 @@ class RunnableNode(Protocol):
 
 
 def run(
-    create: Callable[[], RunnableNode], arguments: list[str] | None = None, *, drain_s: float = 0.0
+    create: Callable[[], RunnableNode],
+    arguments: list[str] | None = None,
+    *,
+    help_text: str = "",
+    drain_s: float = 0.0,
 ) -> int:
     """Run a node until it ends by itself, or until SIGINT or SIGTERM.
 
     Args:
         create: Makes the node, after rclpy is set up.
         arguments: Of the command line, default `sys.argv`.
+        help_text: Printed in place of running for `--help`.
         drain_s: How long to go on after a signal, so that what has already arrived is still handled [s].
     Returns:
         The exit code: 0 after a signal, 2 for an error that a user can mend, else the node's own.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(words[: words.index("--ros-args")] if "--ros-args" in words else words):
+        print(help_text)
+        return 0
     stop: list[int] = []
     before = {number: signal.signal(number, lambda got, _: stop.append(got)) for number in _SIGNALS}
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)

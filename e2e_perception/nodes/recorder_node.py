@@ -14,13 +14,14 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from std_msgs.msg import Bool
 
+from e2e_perception.core.config import section_specs
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.messages import HEALTH_TYPE
 from e2e_perception.data.bags import BagWriter
 from e2e_perception.nodes.message_factory import message_class
 from e2e_perception.nodes.options import RecorderOptions
 from e2e_perception.nodes.outputs import HEALTH_TOPIC, OUTPUT_TOPICS
-from e2e_perception.nodes.parameters import declared_options
+from e2e_perception.nodes.parameters import declared_options, node_help
 from e2e_perception.nodes.process import run
 from e2e_perception.nodes.qos import latched_qos, output_qos, state_qos
 from e2e_perception.nodes.report import NodeReport
@@ -97,7 +98,8 @@ class RecorderNode(Node):
 
 def main() -> int:
     """Entry point of `recorder_node`."""
-    return run(RecorderNode, drain_s=DRAIN_S)
+    about = node_help(__doc__ or "", section_specs(RecorderOptions))
+    return run(RecorderNode, help_text=about, drain_s=DRAIN_S)
 
 
 if __name__ == "__main__":

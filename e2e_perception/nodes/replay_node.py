@@ -18,12 +18,13 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
+from e2e_perception.core.config import section_specs
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError, InputError
 from e2e_perception.core.messages import time_message
 from e2e_perception.data.bags import BagSource
 from e2e_perception.nodes.message_factory import RclpyFactory, message_class
 from e2e_perception.nodes.options import ReplayOptions
-from e2e_perception.nodes.parameters import declared_options
+from e2e_perception.nodes.parameters import declared_options, node_help
 from e2e_perception.nodes.player import RawMessage, schedule
 from e2e_perception.nodes.process import run
 from e2e_perception.nodes.report import NodeReport
@@ -207,7 +208,7 @@ def _remapping(rules: list[str], types: dict[str, str]) -> dict[str, str]:
 
 def main() -> int:
     """Entry point of `replay_node`."""
-    return run(ReplayNode)
+    return run(ReplayNode, help_text=node_help(__doc__ or "", section_specs(ReplayOptions)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from e2e_perception.core.errors import InputError, TrainingError
+from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.data.clip_store import ClipStore
 from e2e_perception.data.dataset import ClipDataset, Dropout
 from e2e_perception.model.network import JointNetwork
@@ -179,9 +180,13 @@ def train(
 def _first_weights(run: Path, model: JointNetwork) -> dict[str, Tensor]:
     """Averaged weights of another run of the same size."""
     before = load_checkpoint(run)
-    ours, theirs = model.config.model_dump(mode="json"), before.facts["network"]
-    if {**theirs, "interfaces": ours["interfaces"]} != ours:
-        raise InputError(f"{run} trained another network than this run's; `init` needs the same size")
+    ours, theirs = (
+        network.model_dump(exclude={"interfaces", "memory_frames"})  # they change no weight
+        for network in (model.config, NetworkConfig.model_validate(before.facts["network"]))
+    )
+    different = [name for name, value in ours.items() if theirs[name] != value]
+    if different:
+        raise InputError(f"{run} trained a network with another {', '.join(different)} than this run's")
     return {k[8:]: v for k, v in before.tensors.items() if k.startswith("average/")}
 
 

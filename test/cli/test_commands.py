@@ -76,6 +76,14 @@ def test_doctor_gives_one_json_object_that_names_backends_and_how_to_get_what_is
         assert finding["ok"] or finding["how_to_get"], finding
 
 
+def test_doctor_finds_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed")
+    assert main(["doctor", "--json"]) == 0
+    found = {f["name"]: f["ok"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["rosbags"]
+    assert found["onnxruntime"]
+
+
 def test_doctor_prints_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "Inference backends" in capsys.readouterr().out
@@ -179,6 +187,9 @@ def test_clips_are_continued_and_never_mixed_with_another_recipe(
     (tmp_path / "clips" / "simulation.json").write_text("{", encoding="utf-8")
     assert main(arguments[:-1]) == 2
     assert "simulation.json is damaged" in sentence_of(capsys)
+    short = ["simulate", "--format", "clips", "--out", str(tmp_path / "short"), "--duration", "1"]
+    assert main([*short, "--clip-length", "50"]) == 2
+    assert "a clip of 50 frames lasts 5 s" in sentence_of(capsys)
     occupied = tmp_path / "file"
     occupied.write_text("", encoding="utf-8")
     assert main(["simulate", "--format", "clips", "--out", str(occupied)]) == 2

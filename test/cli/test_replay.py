@@ -99,6 +99,15 @@ def test_a_replay_over_an_earlier_one_replaces_it(bag: Path, replay: Replay, tmp
     assert (tmp_path / "out" / "outputs" / "thesis.docx").is_file()
 
 
+def test_a_bag_among_the_results_to_be_replaced_is_kept(
+    bag: Path, replay: Replay, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = Path(shutil.copytree(bag, tmp_path / "out" / "outputs"))
+    assert replay(inside, tmp_path / "out", "--no-report") == 2
+    assert "name another --out" in error_of(capsys)
+    assert any(inside.glob("*.mcap"))
+
+
 def test_a_missing_bag(replay: Replay, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay(tmp_path / "nothing", tmp_path / "out") == 2
     assert re.search(r"no bag at .*nothing", error_of(capsys))

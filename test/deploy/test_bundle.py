@@ -181,6 +181,16 @@ def test_a_graph_of_another_shape_is_refused_by_the_engine(copy: Path) -> None:
         OnnxRuntimeEngine(bundle.model_path, tensor_contract(other))
 
 
+def test_an_export_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("thesis", encoding="utf-8")
+    with pytest.raises(BundleError, match="is there already and is no bundle"):
+        export_bundle(
+            JointNetwork(SMALL), tmp_path / "precious", name="small", rig=RIG, evaluation={}, provenance={}
+        )
+    assert (tmp_path / "precious" / "notes.txt").read_text(encoding="utf-8") == "thesis"
+
+
 def test_verifying_opens_the_graph(bundle_dir: Path, tmp_path: Path) -> None:
     found = dict(verify_bundle(bundle_dir))
     assert found["graph"].startswith("loads")

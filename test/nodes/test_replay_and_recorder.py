@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,23 @@ def test_outputs_of_the_stack_are_recorded_and_readable_after_a_signal(
         assert all(1_000 * SECOND <= m.stamp_ns < 2_000 * SECOND for m in messages)
     finally:
         robot.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("perception_node", "planning.speed_limit = 25.0"),
+        ("replay_node", "rate = 1.0"),
+        ("recorder_node", "out = ''"),
+    ],
+)
+def test_help_lists_the_parameters_and_starts_nothing(name: str, says: str) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", f"e2e_perception.nodes.{name}", "--help"],
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert says in asked.stdout
+    assert "--ros-args -p name:=value" in asked.stdout
 
 
 def test_a_recorder_never_overwrites(start: Callable[..., Any], tmp_path: Path) -> None:
