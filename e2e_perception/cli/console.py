@@ -31,8 +31,22 @@ def log(message: str) -> None:
     stderr().print(message, markup=False)
 
 
+_emitted: list[bool] = []
+
+
+def json_was_emitted() -> bool:
+    """Whether this command has printed its JSON object."""
+    return bool(_emitted)
+
+
+def forget_emitted_json() -> None:
+    """A new command begins."""
+    _emitted.clear()
+
+
 def emit_json(document: Mapping[str, Any]) -> None:
     """The one JSON object of a command, on stdout; non-finite numbers become null."""
+    _emitted.append(True)
     typer.echo(json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False))
 
 

@@ -12,7 +12,7 @@ import typer
 
 import e2e_perception
 from e2e_perception.cli import bundle, demo, doctor, evaluate, export, replay, run, simulate, train
-from e2e_perception.cli.console import emit_json, log
+from e2e_perception.cli.console import emit_json, forget_emitted_json, json_was_emitted, log
 from e2e_perception.core.errors import E2EPerceptionError
 
 USER_ERROR = 2
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         a traceback is our own bug.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    forget_emitted_json()
     try:
         app(args=given, prog_name="e2e-perception")
     except E2EPerceptionError as error:
@@ -76,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         return _user_error(f"{where}{error.strerror or error}", given)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if code == USER_ERROR and "--json" in given and not json_was_emitted():
+            emit_json({"error": "the command line was not understood; stderr says what of it"})
+        return code
     return 0
 
 

@@ -113,6 +113,18 @@ def test_an_unknown_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no-such-option" in sentence_of(capsys)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["doctor", "--no-such-option"], ["replay"], ["simulate", "--out", "x", "--duration", "0.5"]]
+)
+def test_with_json_a_command_line_that_is_not_understood_is_one_json_object_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "error" in json.loads(captured.out)
+    assert "Traceback" not in captured.err
+
+
 def test_an_unknown_scenario_kind_lists_the_known_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
