@@ -60,7 +60,7 @@ bench: setup ## every benchmarks/bench_*.py
 	@$(IN_WORKSPACE) status=0; for file in benchmarks/bench_*.py; do \
 	  echo "== $$file"; python "$$file" || status=$$?; done; exit $$status
 
-bundle: setup ## simulate, train and export the shipped bundle again (two cores: about an hour); resumable
+bundle: setup ## simulate, train and export the shipped bundle again (two cores: three quarters of an hour); resumable
 	@$(IN_WORKSPACE) set -e; \
 	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 640 --seed 100000 \
 	  --duration 8 --stride 1.5 --clip-length 8; \
