@@ -54,6 +54,7 @@ class RecorderNode(Node):
             raise ConfigError("no directory given; set parameter `out`, e.g. --ros-args -p out:=outputs")
         self._bag = BagWriter(options.out)
         self._bag.__enter__()
+        self._num_given_up = 0  # the oldest of those that wait, when they become too many
         self._waiting: deque[tuple[str, str, bytes]] = deque(maxlen=MOST_BEFORE_CLOCK)
         self._connected = self.create_publisher(Bool, "~/connected", latched_qos())
         self._said_connected = False
@@ -69,7 +70,8 @@ class RecorderNode(Node):
     def close(self) -> None:
         """Finish the bag."""
         self._bag.__exit__(None, None, None)
-        waited = f"; {len(self._waiting)} came without /clock" if self._waiting else ""
+        lost = len(self._waiting) + self._num_given_up
+        waited = f"; {lost} came without /clock and are lost" if lost else ""
         self.get_logger().info(f"recorded {self._bag.num_messages} messages to {self._bag.path}{waited}")
 
     def _look_for_topics(self) -> None:
@@ -87,6 +89,8 @@ class RecorderNode(Node):
                 self._said_connected = True
                 self._connected.publish(Bool(data=True))
             now_ns = int(self.get_clock().now().nanoseconds)
+            if len(self._waiting) == MOST_BEFORE_CLOCK:
+                self._num_given_up += 1
             self._waiting.append((full_name, type_name, raw))
             # While simulated time has not begun they wait: a bag from 1970 to now helps nobody.
             while now_ns > 0 and self._waiting:

@@ -27,7 +27,7 @@ from e2e_perception.core.trajectories import Plan, Route, RouteInput
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
 from e2e_perception.runtime.decode import ConvertImage
-from e2e_perception.runtime.perception import Perceived, Perception, Place, motion_since
+from e2e_perception.runtime.perception import MAX_MEMORY_GAP_NS, Perceived, Perception, Place, motion_since
 from e2e_perception.runtime.plan_checks import EgoFootprint, PlanVerdict
 from e2e_perception.runtime.plan_motion import carried_on
 from e2e_perception.runtime.preprocess import PreparedFrame, Preprocessor
@@ -375,7 +375,7 @@ class Pipeline:
         base_from_plan: SE2 | None = SE2(0.0, 0.0, 0.0)
         if plan is None or verdict is None or not verdict.path_usable:
             plan = self._line.published
-            base_from_plan = motion_since(self._line.published_at, place)
+            base_from_plan = self._motion_since_published(stamp_ns, place)
         return self.supervisor.stop_plan(
             stamp_ns,
             times_P=self.network.times_T,
@@ -388,10 +388,17 @@ class Pipeline:
 
     def _continued(self, stamp_ns: int, place: Place | None) -> Plan | None:
         """The published plan as seen from here, if it is known where here is."""
-        base_from_plan = motion_since(self._line.published_at, place)
+        base_from_plan = self._motion_since_published(stamp_ns, place)
         if self._line.published is None or base_from_plan is None:
             return None
         return carried_on(self._line.published, stamp_ns, base_from_plan)
+
+    def _motion_since_published(self, stamp_ns: int, place: Place | None) -> SE2 | None:
+        """This base frame from that of the published plan; None if unknown, or if that plan is an old one."""
+        published = self._line.published
+        if published is None or stamp_ns - published.stamp_ns > MAX_MEMORY_GAP_NS:
+            return None
+        return motion_since(self._line.published_at, place)
 
     def _publish(self, plan: Plan | None, place: Place | None) -> None:
         if plan is not None:  # else the last one stands, for a stop to begin at the speed that it foresaw

@@ -495,6 +495,23 @@ def test_a_clock_set_back_by_little_leaves_no_pose_of_the_old_timeline(back_ms: 
     assert result.plan is not None
 
 
+def test_a_plan_from_before_a_long_time_without_a_route_is_not_continued() -> None:
+    def spoil(call: int, outputs: Outputs) -> Outputs:
+        if call == 20:
+            outputs["object_futures"][:] = np.nan
+        return outputs
+
+    pipeline, _ = make(FakeEngine(things=CARS, base_from_odom=moving, spoil=spoil))
+    run(pipeline, drive(range(3)))
+    no_route = config_from_parameters({"planning.assume_straight_route": False}, base=pipeline.config)
+    pipeline.update(no_route)
+    results = run(pipeline, drive(range(3, 22)))
+    bad = next(r for r in results if any("object_futures" in reason for reason in r.health.reasons))
+    assert bad.plan is not None
+    assert bad.plan.candidate == -1
+    assert "previous plan continued" not in bad.health.reasons
+
+
 def test_live_parameters_change_and_fixed_ones_are_refused() -> None:
     pipeline, engine = make()
     run(pipeline, drive(range(3)))
