@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from e2e_perception.core.boxes import Boxes, footprint_corners_N42
+from e2e_perception.core.boxes import footprint_corners_N42
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE3
 from e2e_perception.core.trajectories import Route
 from e2e_perception.simulation.appearance import Parts
-from e2e_perception.simulation.scene import Conditions, Road, Snapshot, Solids
+from e2e_perception.simulation.scene import Conditions, Road, Snapshot
+from e2e_perception.simulation.world import STEP_S, Cast
 
-STEP_S = 0.1
 LABEL_HORIZON_S = 4.0  # simulated beyond the end, so that the last frames have futures too
-START_NS = 1_700_000_000_000_000_000
-NEARBY = 120.0  # [m] within which agents and clutter are in a snapshot
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ class Scenario:
     clutter_C12: NDArray[np.float64]
     collided: bool
     swerves: tuple[tuple[int, int], ...]
-    _clutter_reach_C: NDArray[np.float64] = field(init=False, repr=False)
+    _cast: Cast = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Small things far away cost as much to draw as near ones and are seen by nobody.
-        reach = np.minimum(NEARBY, 30.0 + 14.0 * self.clutter_C12[:, 3:6].max(axis=1, initial=0.0))
-        object.__setattr__(self, "_clutter_reach_C", reach + self.clutter_C12[:, 3] / 2.0)
+        cast = Cast(self.sizes_N3, self.class_ids_N, self.parts, self.clutter_C12, self.road, self.conditions)
+        object.__setattr__(self, "_cast", cast)
 
     @property
     def last_ns(self) -> int:
@@ -119,60 +116,7 @@ class Scenario:
         Raises:
             InputError: If the scenario does not cover it.
         """
-        ego = self.ego_at(stamp_ns)
-        here = ego.odom_from_base.translation[:2]
-        poses_N3, velocities_N2 = self.agents_at(stamp_ns)
-        ids = np.flatnonzero(np.hypot(poses_N3[:, 0] - here[0], poses_N3[:, 1] - here[1]) < NEARBY)
-        heights = self.sizes_N3[ids, 2:]
-        boxes = Boxes(
-            centers_N3=np.concatenate([poses_N3[ids, :2], heights / 2.0], axis=1).astype(np.float32),
-            sizes_N3=self.sizes_N3[ids].astype(np.float32),
-            yaws_N=((poses_N3[ids, 2] + np.pi) % (2.0 * np.pi) - np.pi).astype(np.float32),
-            velocities_N2=velocities_N2[ids].astype(np.float32),
-            class_ids_N=self.class_ids_N[ids],
-            scores_N=np.ones(len(ids), np.float32),
-            ids_N=ids.astype(np.int64),
-        )
-        return Snapshot(
-            stamp_ns=stamp_ns,
-            odom_from_base=ego.odom_from_base,
-            velocity=ego.velocity,
-            yaw_rate=ego.yaw_rate,
-            boxes=boxes,
-            solids=self._solids(here, ids, poses_N3, velocities_N2),
-            road=self.road,
-            conditions=self.conditions,
-        )
-
-    def _solids(
-        self,
-        here: NDArray[np.float64],
-        ids: NDArray[np.int64],
-        poses_N3: NDArray[np.float64],
-        velocities_N2: NDArray[np.float64],
-    ) -> Solids:
-        rows_N = np.full(len(poses_N3), -1, np.int64)
-        rows_N[ids] = np.arange(len(ids))
-        parts = self.parts
-        shown = np.flatnonzero(rows_N[parts.agents_P] >= 0)
-        agents = parts.agents_P[shown]
-        yaws = poses_N3[agents, 2]
-        c, s = np.cos(yaws), np.sin(yaws)
-        offsets = parts.offsets_P3[shown]
-        x = poses_N3[agents, 0] + c * offsets[:, 0] - s * offsets[:, 1]
-        y = poses_N3[agents, 1] + s * offsets[:, 0] + c * offsets[:, 1]
-        still = self.clutter_C12
-        still = still[np.hypot(still[:, 0] - here[0], still[:, 1] - here[1]) < self._clutter_reach_C]
-        return Solids(
-            centers_N3=np.concatenate([np.stack([x, y, offsets[:, 2]], axis=1), still[:, :3]]),
-            sizes_N3=np.concatenate([parts.sizes_P3[shown], still[:, 3:6]]),
-            yaws_N=np.concatenate([yaws, still[:, 6]]),
-            velocities_N2=np.concatenate([velocities_N2[agents], np.zeros((len(still), 2))]),
-            colors_N3=np.concatenate([parts.colors_P3[shown], still[:, 9:12].astype(np.uint8)]),
-            reflectivities_N=np.concatenate([parts.reflectivities_P[shown], still[:, 7]]),
-            rcs_N=np.concatenate([parts.rcs_P[shown], still[:, 8]]),
-            labels_N=np.concatenate([rows_N[agents], np.full(len(still), -1, np.int64)]),
-        )
+        return self._cast.snapshot(self.ego_at(stamp_ns), *self.agents_at(stamp_ns))
 
 
 def contacts(

@@ -22,7 +22,7 @@ from e2e_perception.simulation.drivers import (
     TrafficVehicle,
     Walker,
 )
-from e2e_perception.simulation.scenario import LABEL_HORIZON_S, START_NS, STEP_S, Scenario, contacts
+from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario, contacts
 from e2e_perception.simulation.scenery import (
     WHITE,
     YELLOW,
@@ -32,6 +32,7 @@ from e2e_perception.simulation.scenery import (
     scatter,
     surface,
 )
+from e2e_perception.simulation.world import START_NS, STEP_S
 
 EGO_LENGTH, EGO_WIDTH, EGO_CENTER_X = 4.6, 1.9, 1.4  # [m], as in the shipped rigs
 EGO_START_S = 90.0  # [m] along the road; traffic may start behind

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.errors import InputError
 from e2e_perception.simulation.alignment import Alignment, lane_coordinates
-from e2e_perception.simulation.scenario import LABEL_HORIZON_S, STEP_S, Scenario, contacts
+from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario, contacts
 from e2e_perception.simulation.stage import EGO_CENTER_X, EGO_LENGTH, EGO_WIDTH
 from e2e_perception.simulation.traffic import KINDS, simulate_scenario
+from e2e_perception.simulation.world import STEP_S
 
 SECOND = 1_000_000_000
 
