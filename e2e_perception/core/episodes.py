@@ -114,4 +114,4 @@ class EpisodeRecord:
     @property
     def times_T(self) -> NDArray[np.float64]:
         """(T,) [s] since the start."""
-        return EPISODE_STEP_S * np.arange(len(self.ego_T5))
+        return np.asarray(EPISODE_STEP_S * np.arange(len(self.ego_T5)), np.float64)

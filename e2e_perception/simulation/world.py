@@ -1,4 +1,4 @@
-"""What every world offers, be it simulated traffic or a recorded log: others that move, and a stage for sensors.
+"""What every world offers, simulated traffic or a recorded log: others that move, and a stage for sensors.
 
 A world knows where everybody else is up to one step beyond the robot's present; who drives the robot, and
 where it is, is told to it. Nothing here depends on the robot's future.
