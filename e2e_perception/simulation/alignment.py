@@ -13,6 +13,8 @@ import numpy as np
 from highway_env.road.lane import AbstractLane, CircularLane, SineLane, StraightLane
 from numpy.typing import ArrayLike, NDArray
 
+from e2e_perception.simulation.paths import PathLane
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -97,6 +99,8 @@ class Alignment:
 
 def lane_coordinates(lane: AbstractLane, points_N2: NDArray[np.float64]) -> NDArray[np.float64]:
     """`lane.local_coordinates` for many points at once: (N, 2) of (s, r) [m]."""
+    if isinstance(lane, PathLane):
+        return lane.coordinates(points_N2)
     if isinstance(lane, CircularLane):
         delta = points_N2 - lane.center
         angle = np.arctan2(delta[:, 1], delta[:, 0]) - lane.start_phase

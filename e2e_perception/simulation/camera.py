@@ -1,12 +1,14 @@
 """A pinhole camera: sky, ground by homography from a painted texture, then boxes from back to front.
 
+Fog and rain fade what is far, rain also draws streaks; a low sun blooms around its place in the picture.
+
 Whole-number pixel coordinates are pixel centres. Legend: N boxes, P facets, H W image.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,7 +19,8 @@ from e2e_perception.core.samples import ImageSample
 from e2e_perception.simulation.road_surface import GRASS, road_surface
 from e2e_perception.simulation.scene import Conditions, Snapshot
 from e2e_perception.simulation.solid_faces import Facets, facets
-from e2e_perception.simulation.solid_geometry import occlusion_order, segments
+from e2e_perception.simulation.solid_geometry import box_entries, occlusion_order, segments
+from e2e_perception.simulation.weather import WET_DARKENING, daylight, extinction, rain_streaks, wetness
 
 NEAR = 0.2  # [m] along the optical axis; what is nearer is cut off
 DETAIL_PX = 5.0  # [px] boxes that are lower than this in the image get no details
@@ -27,9 +30,15 @@ PIXEL_NOISE = 2.5  # standard deviation, of 255
 ROW_SAMPLES = 3
 NO_LABEL = -1  # in the id buffer
 
+# Stray light in a lens falls with the square of the angle to the source, as in the eye (Stiles and Holladay).
+GLARE_ANGLE_DEG = 7.0  # from the sun, to where full glare saturates the picture
+STREAK_BRIGHTNESS = 0.5  # of the horizon's: a drop shows the sky around it (Garg and Nayar, 2007)
+RAIN_STEP = 4.0  # [mm/h] in which streaks are drawn once and kept
+
 _FRACTION_BITS = 4
 _NOISE_SHIFTS = 64
 _SKY_STEPS = 256
+_GLARE_SHARE = 4  # glare is smooth: it is computed for one in so many columns and rows
 
 
 def render_camera(
@@ -59,14 +68,21 @@ def render_camera_with_ids(
         The picture; (H, W) int32 row of `snapshot.boxes`, `NO_LABEL` for sky, ground and clutter.
     """
     view = _View.of(snapshot, camera, size)
+    # Clouds darken all that is drawn below.
+    conditions = replace(snapshot.conditions, brightness=daylight(snapshot.conditions))
+    snapshot = replace(snapshot, conditions=conditions)
     shapes = _visible_facets(snapshot, view)
     polygons = _project(shapes.corners_P43, view)
-    image = _draw_sky(snapshot.conditions, view)
+    image = _draw_sky(conditions, view)
     _draw_ground(image, snapshot, view)
-    colors = _hazed(shapes, snapshot.conditions, view).round().astype(np.int64).tolist()
+    colors = _hazed(shapes, conditions, view).round().astype(np.int64).tolist()
     for polygon, color in zip(polygons, colors, strict=True):
         if polygon is not None:
             cv2.fillConvexPoly(image, polygon, color, cv2.LINE_AA, _FRACTION_BITS)
+    if conditions.rain > 0.0:
+        _add_streaks(image, conditions, view, rng)
+    if conditions.glare > 0.0:
+        _add_glare(image, snapshot, view)
     noise = _noise(view.height, view.width)
     row, column = rng.integers(0, _NOISE_SHIFTS, 2)
     noise = noise[row : row + view.height, column : column + view.width]
@@ -115,6 +131,7 @@ class _View:
     Attributes:
         image_from_odom_34: (3, 4) float64, to homogeneous pixels; the third component is depth [m].
         position_3: (3,) float64 [m], odom frame.
+        camera_from_odom: (3, 3) float64 rotation.
         rise_3: (3,) float64: its product with (column, row, 1) is how much the pixel's ray rises per metre of
             depth.
         inverse_intrinsics: (3, 3) float64.
@@ -123,6 +140,7 @@ class _View:
 
     image_from_odom_34: NDArray[np.float64]
     position_3: NDArray[np.float64]
+    camera_from_odom: NDArray[np.float64]
     rise_3: NDArray[np.float64]
     inverse_intrinsics: NDArray[np.float64]
     width: int
@@ -142,6 +160,7 @@ class _View:
         return _View(
             image_from_odom_34=intrinsics @ odom_from_camera.inverse().matrix[:3],
             position_3=odom_from_camera.translation,
+            camera_from_odom=odom_from_camera.rotation.T,
             rise_3=odom_from_camera.rotation[2] @ inverse,
             inverse_intrinsics=inverse,
             width=width,
@@ -199,10 +218,12 @@ def _draw_ground(image_HW3: NDArray[np.uint8], snapshot: Snapshot, view: _View) 
 
     across = np.float32(view.inverse_intrinsics[0, 0]) * columns + np.float32(view.inverse_intrinsics[0, 2])
     depth = np.float32(view.position_3[2]) / np.maximum(-rise, np.float32(1e-4))
-    clear = np.exp(np.float32(-snapshot.conditions.haze) * depth * np.sqrt(1.0 + np.square(across)))
+    conditions = snapshot.conditions
+    clear = np.exp(np.float32(-extinction(conditions)) * depth * np.sqrt(1.0 + np.square(across)))
     horizon = np.empty_like(ground)
-    horizon[:] = np.round(_horizon_color(snapshot.conditions))
-    lit = cv2.convertScaleAbs(ground, alpha=snapshot.conditions.brightness)
+    horizon[:] = np.round(_horizon_color(conditions))
+    light = conditions.brightness * (1.0 - WET_DARKENING * wetness(conditions))
+    lit = cv2.convertScaleAbs(ground, alpha=light)
     hazed = cv2.blendLinear(lit, horizon, clear, 1.0 - clear)
     cv2.copyTo(hazed, below.view(np.uint8), image_HW3[first:last])
 
@@ -274,7 +295,7 @@ def _cut_at_near_plane(polygon_43: NDArray[np.float64]) -> NDArray[np.float64]:
 def _hazed(shapes: Facets, conditions: Conditions, view: _View) -> NDArray[np.float64]:
     """(P, 3) colours as seen through the air between the camera and each facet's middle."""
     distances = np.linalg.norm(shapes.corners_P43.mean(axis=1) - view.position_3, axis=1)
-    clear = np.exp(-conditions.haze * distances)[:, None]
+    clear = np.exp(-extinction(conditions) * distances)[:, None]
     return np.asarray(shapes.colors_P3 * clear + _horizon_color(conditions) * (1.0 - clear))
 
 
@@ -285,6 +306,73 @@ def _draw_ids(shapes: Facets, polygons: list[NDArray[np.int32] | None], view: _V
         if polygon is not None:
             cv2.fillConvexPoly(ids, polygon, int(shapes.labels_P[i]), cv2.LINE_8, _FRACTION_BITS)
     return ids
+
+
+def _add_streaks(
+    image_HW3: NDArray[np.uint8], conditions: Conditions, view: _View, rng: np.random.Generator
+) -> None:
+    """Brighten the picture where drops fall during the exposure."""
+    focal_px = 1.0 / view.inverse_intrinsics[1, 1]
+    step = max(1, round(conditions.rain / RAIN_STEP))
+    drawn = _streaks(view.height, view.width, round(focal_px), step)
+    row, column, mirrored = rng.integers(0, _NOISE_SHIFTS, 3)
+    drawn = drawn[row : row + view.height, column : column + view.width]
+    if mirrored % 2:
+        drawn = drawn[:, ::-1]
+    light = STREAK_BRIGHTNESS * float(_horizon_color(conditions).mean()) / 255.0
+    lit = cv2.convertScaleAbs(np.ascontiguousarray(drawn), alpha=light)
+    cv2.add(image_HW3, cv2.merge([lit] * 3), dst=image_HW3)  # a grey sky lights the drops
+
+
+@functools.lru_cache(maxsize=24)
+def _streaks(height: int, width: int, focal_px: int, step: int) -> NDArray[np.uint8]:
+    """(H + 64, W + 64) uint8: how much of a pixel drops cover; drawn once, shown through other windows."""
+    rng = np.random.default_rng((8, step))
+    shape = (height + _NOISE_SHIFTS, width + _NOISE_SHIFTS)
+    streaks = rain_streaks(RAIN_STEP * step, focal_px, float(np.prod(shape)), rng)
+    num = len(streaks.lengths_D)
+    # A little aslant, as wind and the robot's own motion make it.
+    along = np.stack([0.12 * rng.standard_normal(num), np.ones(num)], axis=-1) * streaks.lengths_D[:, None]
+    starts = rng.uniform(0.0, 1.0, (num, 2)) * np.array(shape[::-1])
+    ends_D22 = np.round(np.stack([starts, starts + along], axis=1) * (1 << _FRACTION_BITS)).astype(np.int32)
+    covers = np.clip(255.0 * streaks.widths_D, 1, 255)
+    drawn = np.zeros(shape, np.uint8)
+    for i in np.argsort(covers).tolist():
+        start, end = ends_D22[i].tolist()
+        thickness = max(1, round(streaks.widths_D[i]))
+        cv2.line(drawn, start, end, float(covers[i]), thickness, cv2.LINE_AA, _FRACTION_BITS)
+    drawn.setflags(write=False)
+    return drawn
+
+
+def _add_glare(image_HW3: NDArray[np.uint8], snapshot: Snapshot, view: _View) -> None:
+    """Add the sun's stray light, unless something stands before the sun or it is behind the camera."""
+    azimuth, elevation = snapshot.conditions.sun
+    level = np.cos(elevation)
+    sun = np.array([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)])
+    sun_camera = view.camera_from_odom @ sun
+    if sun_camera[2] <= 0.0 or _hidden(sun, snapshot, view):
+        return
+    k = view.inverse_intrinsics
+    columns = (np.arange(view.width // _GLARE_SHARE) + 0.5) * _GLARE_SHARE - 0.5
+    rows = (np.arange(view.height // _GLARE_SHARE) + 0.5) * _GLARE_SHARE - 0.5
+    x, y = (k[0, 0] * columns + k[0, 2])[None], (k[1, 1] * rows + k[1, 2])[:, None]
+    cosine = (sun_camera[0] * x + sun_camera[1] * y + sun_camera[2]) / np.sqrt(1.0 + x * x + y * y)
+    angle_deg = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+    share = snapshot.conditions.glare * np.square(GLARE_ANGLE_DEG / np.maximum(angle_deg, 1e-3))
+    veil = np.minimum(255.0 * share, 255.0).astype(np.uint8)
+    veil = cv2.resize(veil, (view.width, view.height), interpolation=cv2.INTER_LINEAR)
+    cv2.add(image_HW3, cv2.merge([veil] * 3), dst=image_HW3)
+
+
+def _hidden(direction_3: NDArray[np.float64], snapshot: Snapshot, view: _View) -> bool:
+    """Whether a solid stands in that direction (3,), odom axes."""
+    boxes = segments(snapshot.solids).without_those_around(view.position_3)
+    c, s = boxes.cosines_N, boxes.sines_N
+    x, y, z = direction_3
+    directions = np.stack([c * x + s * y, c * y - s * x, np.full(len(boxes), z)])
+    entries, _ = box_entries(boxes.to_box_frames_N3(view.position_3).T, directions, boxes.halves_N3.T)
+    return bool(np.isfinite(entries).any())
 
 
 @functools.lru_cache(maxsize=8)

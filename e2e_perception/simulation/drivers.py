@@ -3,13 +3,15 @@
 IDM: Treiber, Hennecke and Helbing, Phys. Rev. E 62 (2000). MOBIL: Kesting, Treiber and Helbing, TRR 1999
 (2007); it is highway-env's. Deviations from highway-env: gaps are between bumpers, so that trucks keep their
 distance; steering is pure pursuit (Coulter 1992), because the cascaded controller swerves at walking pace;
-whoever is in the way is found by width instead of by lane, so that a car parked half in the lane counts.
+whoever is in the way is found by width instead of by lane, so that a car parked half in the lane counts; and
+where paths cross, who gives way is settled for each pair of them.
 Coordinates are highway-env's: y points right of x, angles grow clockwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +22,22 @@ from highway_env.vehicle.objects import Obstacle
 from numpy.typing import NDArray
 
 from e2e_perception.simulation.alignment import lane_coordinates
+from e2e_perception.simulation.paths import PathLane, meeting_zones
 
 SIDE_MARGIN = 0.3  # [m] kept free beside a passing vehicle
 LOOK_AHEAD_S = 1.0  # [s] for which the sideways motion of others is extrapolated
 MAX_BRAKING = 8.0  # [m/s^2]
 NO_ONE = (None, None)
+NOWHERE = 1.0e5  # [m] where those are kept who have left, or have yet to come
+
+CROSSING_CLEARANCE = 2.6  # [m] between two paths' centre lines: nearer, two vehicles do not pass
+ZONE_LENGTH = 12.0  # [m] of a merge within which it is settled who goes first
+WAIT_BEFORE = 1.5  # [m] kept between a waiting vehicle's front and the place where paths meet
+CROSSING_MARGIN_S = 1.2  # [s] between one leaving and the other entering
+STARTING_SPEED = 2.5  # [m/s] at which a waiting vehicle is expected to arrive
+STARTING_ACCELERATION = 1.5  # [m/s^2]
+PASSING_SPEED = 7.0  # [m/s] from which on nobody is expected to speed up
+MATCHING = 2.5  # [m/s^2] at which who merges gets as fast as who comes from behind
 
 # Desired acceleration [m/s^2] at a time [s], or None to follow IDM alone.
 Script = Callable[[float], float | None]
@@ -131,22 +144,61 @@ class TrafficRoad(HighwayRoad):
         self._coordinates: dict[LaneIndex, NDArray[np.float64]] = {}
         self._sideways: dict[LaneIndex, NDArray[np.float64]] = {}
         self._half_widths = np.zeros(0)
+        self._zones: dict[tuple[LaneIndex, LaneIndex], tuple[float, float, float, float] | None] = {}
+        self._has_crossings = False
 
     def start(self) -> None:
         """To be called once, when everybody is on the road."""
         bodies = [*self.vehicles, *self.objects]
         self._rows = {id(body): row for row, body in enumerate(bodies)}
         self._half_widths = np.array([body.WIDTH / 2.0 for body in bodies])
+        self._has_crossings = any(isinstance(lane, PathLane) for lane in self._lanes.values())
         self._refresh(dt=0.0)
+
+    def act(self) -> None:
+        """Everybody who is there decides."""
+        for vehicle in self.vehicles:
+            if vehicle.present and not vehicle.puppet:
+                vehicle.act()
 
     def step(self, dt: float) -> None:
         """Move everybody by `dt` seconds; collisions are left to happen."""
         for vehicle in self.vehicles:
-            vehicle.step(dt)
+            if vehicle.present and not vehicle.puppet:
+                vehicle.step(dt)
         for walker in self.walkers:
             walker.step(dt, self.time)
         self.time += dt
         self._refresh(dt)
+
+    def come_and_go(self) -> None:
+        """Let those leave who are at the end of their lanes, and those in whose time has come and who fit."""
+        for vehicle in self.vehicles:
+            if vehicle.present:
+                s, _ = self.lane_position(vehicle, vehicle.lane_index)
+                if vehicle.lane.length - s < 2.0 and vehicle.leaves:
+                    vehicle.disappear()
+            elif vehicle.enters_at is not None and self.time >= vehicle.enters_at:
+                front, rear = self.around(vehicle.lane_index, vehicle.enters_s, vehicle.WIDTH, vehicle)
+                if min(front, rear) > 0.5 * vehicle.LENGTH + 6.0 + 1.2 * vehicle.target_speed:
+                    vehicle.appear()
+
+    @contextmanager
+    def imagined(self) -> Iterator[None]:
+        """Whatever happens inside did not happen: everybody is put back afterwards."""
+        bodies = [*self.vehicles, *self.walkers]
+        before = [dict(body.__dict__) for body in bodies]
+        yielding = [set(vehicle.yielding_to) for vehicle in self.vehicles]
+        time, coordinates, sideways = self.time, dict(self._coordinates), dict(self._sideways)
+        try:
+            yield
+        finally:
+            for body, state in zip(bodies, before, strict=True):
+                body.__dict__.clear()
+                body.__dict__.update(state)
+            for vehicle, walkers in zip(self.vehicles, yielding, strict=True):
+                vehicle.yielding_to = walkers
+            self.time, self._coordinates, self._sideways = time, coordinates, sideways
 
     def _refresh(self, dt: float) -> None:
         bodies = [*self.vehicles, *self.objects, *self.walkers]
@@ -163,6 +215,112 @@ class TrafficRoad(HighwayRoad):
             beside = [i for i in self._lanes if i[:2] == vehicle.target_lane_index[:2]]
             vehicle.lane_index = min(beside, key=lambda i: abs(self._coordinates[i][row, 1]))
             vehicle.lane = self._lanes[vehicle.lane_index]
+
+    def refresh(self, vehicle: TrafficVehicle) -> None:
+        """Somebody else has moved a vehicle."""
+        row = self._rows[id(vehicle)]
+        for index, lane in self._lanes.items():
+            self._coordinates[index] = self._coordinates[index].copy()  # an earlier one may be kept
+            self._coordinates[index][row] = lane_coordinates(lane, vehicle.position[None])[0]
+        beside = [i for i in self._lanes if i[:2] == vehicle.target_lane_index[:2]]
+        vehicle.lane_index = min(beside, key=lambda i: abs(self._coordinates[i][row, 1]))
+        vehicle.lane = self._lanes[vehicle.lane_index]
+
+    def hides(self, vehicle: TrafficVehicle, walker: Walker) -> bool:
+        """Whether an occluder stands between the middle of a vehicle and a walker."""
+        index = vehicle.lane_index
+        row = len(self._half_widths) + self.walkers.index(walker)
+        s, r = self._coordinates[index][row]
+        return self._is_hidden(self.lane_position(vehicle, index), (float(s), float(r)))
+
+    def around(self, index: LaneIndex, s: float, width: float, but: object) -> tuple[float, float]:
+        """Distances [m] from a place on a lane to who is next ahead and behind in its way; inf: nobody."""
+        num = len(self._half_widths)
+        s_N, r_N = self._coordinates[index][:num].T
+        in_way_N = np.abs(r_N) < self._half_widths + width / 2.0 + SIDE_MARGIN
+        in_way_N[self._rows[id(but)]] = False
+        ahead = s_N[in_way_N] - s
+        front = ahead[ahead >= 0.0].min(initial=np.inf)
+        return float(front), float(-ahead[ahead < 0.0].max(initial=-np.inf))
+
+    def wait_gap(self, vehicle: TrafficVehicle) -> float:
+        """Distance [m] from the front bumper to where a vehicle has to wait for others; inf: it need not.
+
+        For every other vehicle whose path meets its own: it waits if that one is where they meet, or has the
+        right of way and would be there within `CROSSING_MARGIN_S` of its own passing.
+        """
+        if not self._has_crossings or not vehicle.heeds_priority or not isinstance(vehicle.lane, PathLane):
+            return np.inf
+        index = vehicle.lane_index
+        s = self.lane_position(vehicle, index)[0] + vehicle.LENGTH / 2.0
+        nearest = np.inf
+        for other in self.vehicles:
+            if other is vehicle or not other.present or other.lane_index == index:
+                continue
+            zone = self._zone(index, other.lane_index)
+            if zone is None:
+                continue
+            first, last, other_first, other_last = zone
+            distance = first - s
+            if distance < -1.0 or distance > 60.0 or distance > nearest:
+                continue
+            other_s = self.lane_position(other, other.lane_index)[0]
+            merges = last - first > ZONE_LENGTH
+            if merges:
+                last, other_last = first + ZONE_LENGTH, min(other_last, other_first + ZONE_LENGTH)
+            to_zone = other_first - (other_s + other.LENGTH / 2.0)
+            past_zone = other_last - (other_s - other.LENGTH / 2.0)
+            if past_zone < 0.0 or to_zone > 80.0:
+                continue
+            if to_zone > 0.0 and not self._goes_first(other, vehicle, zone, to_zone, distance):
+                continue
+            if to_zone > 0.0:
+                enters = _time_to_cover(distance, vehicle.speed)
+                leaves = _time_to_cover(last - s + vehicle.LENGTH, vehicle.speed)
+                other_pace = max(other.speed, STARTING_SPEED)
+                comes, goes = to_zone / other_pace, past_zone / other_pace
+                margin = CROSSING_MARGIN_S
+                if merges:
+                    margin += max(other.speed - vehicle.speed, 0.0) / MATCHING
+                if comes > leaves + margin or goes + 0.3 < enters:
+                    continue
+            elif merges and other_s > other_first:
+                continue  # it is before us now, and we follow it
+            room = max(distance - WAIT_BEFORE, 0.0)
+            if vehicle.speed**2 / 2.0 > 6.0 * max(distance, 0.1):
+                continue  # too late to stop
+            nearest = min(nearest, room)
+        return nearest
+
+    def _goes_first(
+        self,
+        other: TrafficVehicle,
+        vehicle: TrafficVehicle,
+        zone: tuple[float, float, float, float],
+        other_distance: float,
+        distance: float,
+    ) -> bool:
+        ranks = (_rank(other.lane, zone[2]), _rank(vehicle.lane, zone[0]))
+        if not other.heeds_priority and other.speed > 1.0:
+            return True  # it will not wait for anybody
+        if ranks[0] != ranks[1]:
+            return ranks[0] > ranks[1]
+        arrival = _time_to_cover(other_distance, other.speed)
+        own_arrival = _time_to_cover(distance, vehicle.speed)
+        if abs(arrival - own_arrival) > 0.5:
+            return arrival < own_arrival
+        return self._rows[id(other)] < self._rows[id(vehicle)]
+
+    def meeting(self, a: LaneIndex, b: LaneIndex) -> tuple[float, float, float, float] | None:
+        """Where two ways come together, see `paths.meeting_zones`."""
+        return self._zone(a, b)
+
+    def _zone(self, a: LaneIndex, b: LaneIndex) -> tuple[float, float, float, float] | None:
+        if (a, b) not in self._zones:
+            lanes = self._lanes[a], self._lanes[b]
+            both = all(isinstance(lane, PathLane) for lane in lanes)
+            self._zones[a, b] = meeting_zones(*lanes, CROSSING_CLEARANCE) if both else None
+        return self._zones[a, b]
 
     def lane_position(self, body: object, lane_index: LaneIndex) -> tuple[float, float]:
         """(s, r) [m] of a vehicle or obstacle on a lane."""
@@ -241,6 +399,21 @@ class TrafficRoad(HighwayRoad):
         )
 
 
+def _time_to_cover(distance: float, speed: float) -> float:
+    """[s] for a distance [m], setting off or going on at no less than a brisk walk's acceleration."""
+    if speed >= PASSING_SPEED:
+        return max(distance, 0.0) / speed
+    a = STARTING_ACCELERATION
+    return float((np.sqrt(speed**2 + 2.0 * a * max(distance, 0.0)) - speed) / a)
+
+
+def _rank(lane: PathLane, s: float) -> int:
+    """Of a path where it meets another; who enters a roundabout gives way to who is in it."""
+    if lane.yield_s is None:
+        return lane.rank
+    return 0 if s < lane.yield_s + 12.0 else 2
+
+
 class ParkedVehicle(Obstacle):
     """Something that stands on or beside the road: a parked vehicle, debris."""
 
@@ -275,6 +448,7 @@ class TrafficVehicle(IDMVehicle):
         heading_error: float = 0.0,
         rear_axle: float | None = None,
         cautious: bool = False,
+        enters_at: float | None = None,
     ) -> None:
         """Put a vehicle on a lane.
 
@@ -292,6 +466,7 @@ class TrafficVehicle(IDMVehicle):
             heading_error: Against the lane [rad].
             rear_axle: How far the rear axle is behind the centre [m]; None: 0.3 lengths.
             cautious: Reacts only to walkers that can be seen.
+            enters_at: When it comes onto the road [s]; None: it is there from the start.
         """
         lane = road.network.get_lane(lane_index)
         heading = lane.heading_at(s) + heading_error
@@ -318,6 +493,27 @@ class TrafficVehicle(IDMVehicle):
         self.steering = 0.0
         self.applied_acceleration = 0.0
         self.yaw_rate = 0.0
+        self.heeds_priority, self.heeds_walkers = True, True
+        self.leaves = True  # at the end of its lane
+        self.puppet = False  # somebody else moves it
+        self.present, self.enters_at, self.enters_s = True, enters_at, s
+        if enters_at is not None:
+            self.present = False
+            self.position = np.array([NOWHERE, NOWHERE])
+
+    def appear(self) -> None:
+        """Come onto the road where the lane begins for it."""
+        self.present, self.enters_at = True, None
+        self.position = np.asarray(self.lane.position(self.enters_s, 0.0))
+        self.heading = self.lane.heading_at(self.enters_s)
+
+    def disappear(self) -> None:
+        """Leave for good."""
+        self.present, self.enters_at, self.speed = False, None, 0.0
+        self.position = np.array([NOWHERE, NOWHERE])
+
+    def follow_road(self) -> None:
+        """A lane here is a whole way; nothing comes after it."""
 
     def on_state_update(self) -> None:
         """The road finds everybody's lane at once, see `TrafficRoad.step`."""
@@ -326,7 +522,7 @@ class TrafficVehicle(IDMVehicle):
         """Decide steering and acceleration."""
         super().act()
         wanted = self.action["acceleration"]
-        gap = self.road.walker_ahead(self)
+        gap = min(self.road.walker_ahead(self) if self.heeds_walkers else np.inf, self.road.wait_gap(self))
         if np.isfinite(gap):
             wanted = min(wanted, self._follow(gap, 0.0, 0.0))
         scripted = None if self.script is None else self.script(self.road.time)
@@ -362,7 +558,11 @@ class TrafficVehicle(IDMVehicle):
         """
         style, v = self.style, self.speed
         a, b = style.acceleration, style.braking
-        free = max(a * (1.0 - (v / max(self.target_speed, 0.1)) ** 4), -b)
+        wanted_speed = self.target_speed
+        if isinstance(self.lane, PathLane):
+            here = self.road.lane_position(self, self.lane_index)[0]
+            wanted_speed = min(wanted_speed, self.lane.speed_at(here + 0.5 * v))
+        free = max(a * (1.0 - (v / max(wanted_speed, 0.1)) ** 4), -b)
         if not np.isfinite(gap):
             return free
         gap = max(gap, 0.3)

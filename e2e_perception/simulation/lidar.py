@@ -1,4 +1,6 @@
-"""A spinning lidar: rays against flat ground and boxes, then what light and air do to the returns.
+"""A spinning lidar: rays against flat ground and boxes, then what light, water and air do to the returns.
+
+A receiver reports the strongest return of each ray; in fog and rain that may be one of the air.
 
 Legend: R rays (beam-major, beam x azimuth), N boxes, P (ray, box) pairs, K returns.
 """
@@ -15,19 +17,29 @@ from e2e_perception.core.frames import SE3
 from e2e_perception.core.rig import Lidar
 from e2e_perception.core.samples import PointsSample
 from e2e_perception.simulation.road_surface import road_surface
-from e2e_perception.simulation.scene import Snapshot
+from e2e_perception.simulation.scene import Conditions, Snapshot
 from e2e_perception.simulation.solid_geometry import Segments, box_entries, segments
+from e2e_perception.simulation.weather import (
+    AIR_KNEE,
+    NEGLIGIBLE,
+    WET_REFLECTIVITY_LOSS,
+    air_return,
+    extinction,
+    fluctuation,
+    wetness,
+)
 
 NOTHING, GROUND = -2, -1  # in place of a row of `solids`
 
 # A return is detected with probability 1 - exp(-(signal / SIGNAL_KNEE)^2), where the signal is reflectivity *
-# cosine / range^2, the lidar equation for a target that fills the beam. Seen from 1.8 m, half of the returns
-# from asphalt are lost at 65 m.
+# cosine * exp(-2 extinction range) / range^2, the lidar equation for a target that fills the beam (Hahner et
+# al., ICCV 2021, eq. 3). Seen from 1.8 m in clear air, half of the returns from asphalt are lost at 65 m.
 SIGNAL_KNEE = 1.5e-6  # [1/m^2]
 # Intensity as sensors report it, partly corrected for range and angle.
 INTENSITY_RANGE = 120.0  # [m] over which it falls to 1/e
 INTENSITY_GRAZING = 0.4  # share that is left at grazing incidence
 INTENSITY_NOISE = 0.06  # standard deviation, relative
+AIR_INTENSITY = 0.04  # of returns of the air, as of a target of so much reflectivity
 
 _PAIRS_OF_CORNERS = np.triu_indices(8, k=1)
 
@@ -70,7 +82,7 @@ def simulate_lidar_with_labels(
     Args:
         snapshot, lidar, rng: As in `simulate_lidar`, and the points are the same.
     Returns:
-        The points; (K,) int64 row of `snapshot.boxes` that each lies on, or -1 for ground and clutter.
+        The points; (K,) int64 row of `snapshot.boxes` that each lies on, or -1 for ground, clutter and drops.
     """
     image = cast_rays(snapshot, lidar)
     odom_from_lidar = snapshot.odom_from_base @ lidar.base_from_sensor
@@ -80,30 +92,75 @@ def simulate_lidar_with_labels(
     is_ground = solids == GROUND
     on_ground = odom_from_lidar.apply((directions_3K[:, is_ground] * ranges[is_ground]).T)[:, :2]
 
+    dry = 1.0 - WET_REFLECTIVITY_LOSS * wetness(snapshot.conditions)
     texture = road_surface(snapshot.road).around(snapshot.odom_from_base.translation[:2])
     reflectivities = np.empty(len(met), np.float32)
-    reflectivities[is_ground] = texture.reflectivities_at(on_ground)
+    reflectivities[is_ground] = texture.reflectivities_at(on_ground) * np.float32(dry)
     reflectivities[~is_ground] = snapshot.solids.reflectivities_N[solids[~is_ground]]
 
     # Light passes the air twice.
-    transmission = np.exp(ranges * np.float32(-2.0 * snapshot.conditions.haze))
-    signal = reflectivities * cosines / np.square(ranges)
+    air = extinction(snapshot.conditions)
+    transmission = np.exp(ranges * np.float32(-2.0 * air))
+    signal = reflectivities * cosines * transmission / np.square(ranges)
     detected = 1.0 - np.exp(-np.square(signal * np.float32(1.0 / SIGNAL_KNEE)))
-    kept = rng.random(len(met), dtype=np.float32) < detected * transmission * np.float32(1.0 - lidar.dropout)
-    ranges, cosines, reflectivities, solids = (a[kept] for a in (ranges, cosines, reflectivities, solids))
+    kept = rng.random(len(met), dtype=np.float32) < detected * np.float32(1.0 - lidar.dropout)
 
-    intensity = (
-        reflectivities * (INTENSITY_GRAZING + (1.0 - INTENSITY_GRAZING) * cosines) * transmission[kept]
-    )
+    intensity = reflectivities * (INTENSITY_GRAZING + (1.0 - INTENSITY_GRAZING) * cosines) * transmission
     intensity *= np.exp(ranges * np.float32(-1.0 / INTENSITY_RANGE))
-    intensity *= 1.0 + np.float32(INTENSITY_NOISE) * rng.standard_normal(len(ranges), dtype=np.float32)
     noisy = ranges + np.float32(lidar.range_noise) * rng.standard_normal(len(ranges), dtype=np.float32)
-    x, y, z = directions_3K[:, kept] * noisy
+    intensity *= 1.0 + np.float32(INTENSITY_NOISE) * rng.standard_normal(len(ranges), dtype=np.float32)
+    labels = np.where(solids >= 0, np.append(snapshot.solids.labels_N, -1)[np.maximum(solids, -1)], -1)
+    if air > NEGLIGIBLE:
+        signal_R = np.zeros(len(image.ranges_R), np.float32)
+        signal_R[met] = np.where(kept, signal, 0.0)
+        ray_D, range_D = _drops(image.ranges_R, signal_R, snapshot.conditions, lidar.dropout, rng)
+        covered_R = np.zeros(len(signal_R), np.bool_)
+        covered_R[ray_D] = True
+        kept &= ~covered_R[met]
+        directions_3K = np.concatenate([directions_3K[:, kept], image.directions_3R[:, ray_D]], axis=1)
+        noisy = np.concatenate([noisy[kept], range_D])
+        intensity = np.concatenate([intensity[kept], AIR_INTENSITY * np.exp(-2.0 * air * range_D)])
+        labels = np.concatenate([labels[kept], np.full(len(ray_D), -1)])
+    else:
+        directions_3K, noisy, intensity, labels = (
+            directions_3K[:, kept],
+            noisy[kept],
+            intensity[kept],
+            labels[kept],
+        )
+    x, y, z = directions_3K * noisy
     sample = PointsSample(
         {"x": x, "y": y, "z": z, "intensity": np.clip(intensity, 0.0, 1.0).astype(np.float32)}
     )
-    labels = np.where(solids >= 0, np.append(snapshot.solids.labels_N, -1)[np.maximum(solids, -1)], -1)
     return sample, labels
+
+
+def _drops(
+    ranges_R: NDArray[np.float32],
+    signal_R: NDArray[np.float32],
+    conditions: Conditions,
+    dropout: float,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rays (D,) whose strongest return is one of the air, with its range (D,) [m].
+
+    Args:
+        ranges_R: (R,) [m] of what each ray meets.
+        signal_R: (R,) [1/m^2] of what is detected of that; 0 for nothing.
+        conditions: Fog and rain.
+        dropout: Share of returns lost.
+        rng: Draws how much comes back, and from where.
+    """
+    back = air_return(extinction(conditions))
+    num = len(ranges_R)
+    signal = np.exp(np.float32(fluctuation(conditions)) * rng.standard_normal(num, dtype=np.float32))
+    signal *= np.float32(back.signal)
+    passed = rng.random(num, dtype=np.float32) < (1.0 - dropout) * (
+        1.0 - np.exp(-np.square(np.square(signal * np.float32(1.0 / AIR_KNEE))))
+    )
+    distances = back.ranges_T[rng.integers(len(back.ranges_T), size=num)]
+    ray_D = np.flatnonzero(passed & (signal > signal_R) & (distances < ranges_R))
+    return ray_D, distances[ray_D]
 
 
 def cast_rays(snapshot: Snapshot, lidar: Lidar) -> RangeImage:

@@ -16,6 +16,7 @@ from e2e_perception.core.rig import Radar
 from e2e_perception.core.samples import PointsSample
 from e2e_perception.simulation.scene import Snapshot
 from e2e_perception.simulation.solid_geometry import Segments, occluded, segments
+from e2e_perception.simulation.weather import radar_loss_db
 
 # Probability of detection is a logistic function of the signal in dB over a threshold, which an object of
 # 0 dBsm reaches at `SENSITIVITY_RANGE` times the greatest range; power falls with the fourth power of range.
@@ -49,7 +50,7 @@ class Reflections:
 
 
 def simulate_radar(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -> PointsSample:
-    """One scan, in the radar frame.
+    """One scan, in the radar frame. Rain weakens echoes a little, fog does not.
 
     Args:
         snapshot: The world at the time of the scan.
@@ -61,7 +62,8 @@ def simulate_radar(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -
     """
     echoes = reflections(snapshot, radar, rng)
     ranges = np.linalg.norm(echoes.points_K3, axis=1)
-    signal_db = echoes.rcs_K - 40.0 * np.log10(ranges / (SENSITIVITY_RANGE * radar.max_range))
+    rcs = echoes.rcs_K - radar_loss_db(snapshot.conditions.rain, ranges)
+    signal_db = rcs - 40.0 * np.log10(ranges / (SENSITIVITY_RANGE * radar.max_range))
     detected = rng.random(len(ranges)) < 1.0 / (1.0 + np.exp(-signal_db / DETECTION_SLOPE_DB))
     num = int(detected.sum())
     points = echoes.points_K3[detected]
@@ -75,7 +77,7 @@ def simulate_radar(snapshot: Snapshot, radar: Radar, rng: np.random.Generator) -
             horizontal * np.sin(azimuths),
             points[:, 2] * stretch,
             echoes.velocities_K[detected] + radar.doppler_noise * rng.standard_normal(num),
-            echoes.rcs_K[detected] + RCS_NOISE_DB * rng.standard_normal(num),
+            rcs[detected] + RCS_NOISE_DB * rng.standard_normal(num),
         ]
     )
     fields_5K = np.concatenate([found, _clutter(snapshot, radar, rng)], axis=1).astype(np.float32)

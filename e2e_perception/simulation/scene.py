@@ -76,18 +76,24 @@ class Solids:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Light and air.
+    """Light and air; what they do to the sensors is in `weather` and in the sensors' models.
 
     Attributes:
         brightness: 0.1 (night) … 1 (noon).
-        haze: Extinction [1/m]; 0 clear, 0.03 dense fog. Contrast falls as exp(-haze * distance) and lidar
-            returns are lost accordingly.
+        haze: Extinction by haze and fog [1/m]; 0 clear, 0.03 dense fog. Contrast falls as
+            exp(-haze * distance), a lidar's signal as the square of it.
         sky: (r, g, b), 0..255.
+        rain: [mm/h]; 1 drizzle, 10 strong, 50 a cloudburst.
+        glare: 0 … 1: how strongly a low sun blinds cameras that look towards it.
+        sun: Azimuth, counter-clockwise from the odom x axis, and elevation [rad] of that sun.
     """
 
     brightness: float = 1.0
     haze: float = 0.0
     sky: tuple[int, int, int] = (150, 185, 225)
+    rain: float = 0.0
+    glare: float = 0.0
+    sun: tuple[float, float] = (0.0, 0.1)
 
 
 @dataclass(frozen=True)

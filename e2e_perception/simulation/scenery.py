@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from e2e_perception.simulation.alignment import Alignment
@@ -106,6 +107,66 @@ def scatter(
             _rails(clutter, alignment, side, edge, rng)
         _greenery(clutter, alignment, side, edge + side * keep_free, density, section.urban, rng)
         _poles(clutter, alignment, side, edge + side * (0.7 + rng.uniform(0, 0.8)), rng)
+    return clutter.array()
+
+
+def scatter_around(
+    area: shapely.Geometry, middle_2: NDArray[np.float64], urban: bool, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Clutter around roads of any shape.
+
+    Args:
+        area: Drivable area, kept free.
+        middle_2: (2,) [m], what it is scattered around.
+        urban: Houses rather than trees; a pavement stays empty.
+        rng: Randomness.
+    Returns:
+        (N, 12), see `Clutter`.
+    """
+    clutter = Clutter()
+    density = rng.uniform(0.4, 1.3)
+    reach = 130.0
+    shapely.prepare(area)
+
+    def free(point: NDArray[np.float64], radius: float) -> bool:
+        return bool(area.distance(shapely.Point(point)) > radius)
+
+    for _ in range(int((90 if urban else 15) * density)):
+        point = middle_2 + rng.uniform(-reach, reach, 2)
+        length, depth, height = rng.uniform(8.0, 22.0), rng.uniform(7.0, 12.0), rng.uniform(3.5, 16.0)
+        tone = rng.uniform(90, 215)
+        color = (tone, tone * rng.uniform(0.8, 1.0), tone * rng.uniform(0.65, 0.95))
+        reflectivity = rng.uniform(0.25, 0.6)
+        if free(point, float(np.hypot(length, depth)) / 2.0 + (3.5 if urban else 8.0)):
+            yaw = float(rng.choice([0.0, np.pi / 2.0])) + float(rng.normal(0.0, 0.05))
+            clutter.add(point, yaw, (length, depth, height), color, reflectivity=reflectivity, rcs=22.0)
+    for _ in range(int(160 * density)):
+        point = middle_2 + rng.uniform(-reach, reach, 2)
+        green = (rng.uniform(25, 75), rng.uniform(70, 130), rng.uniform(20, 55))
+        yaw, crown = float(rng.uniform(0, np.pi)), rng.uniform(1.6, 4.0)
+        bush = (rng.uniform(0.6, 2.5), rng.uniform(0.6, 1.4), rng.uniform(0.5, 1.8))
+        trunk, bottom, tall = rng.uniform(0.2, 0.5), rng.uniform(1.8, 3.0), rng.uniform(2.0, 5.5)
+        is_bush = rng.random() < 0.5
+        if not free(point, 4.2 if urban else 2.5):
+            continue
+        if is_bush:
+            clutter.add(point, yaw, bush, green, reflectivity=0.3, rcs=-4.0)
+        else:
+            clutter.add(point, yaw, (trunk, trunk, bottom), (85, 65, 45), reflectivity=0.3, rcs=0.0)
+            clutter.add(point, yaw, (crown, crown, tall), green, bottom=bottom, reflectivity=0.3, rcs=-3.0)
+    for part in shapely.get_parts(area):
+        ring = part.exterior
+        s, spacing = float(rng.uniform(0.0, 40.0)), rng.uniform(25.0, 60.0)
+        while s < ring.length:
+            edge = np.asarray(ring.interpolate(s).coords[0])
+            ahead = np.asarray(ring.interpolate(s + 0.5).coords[0]) - edge
+            for side in (-1.0, 1.0):  # one of them is outside
+                point = edge + side * 0.8 * np.array([-ahead[1], ahead[0]]) / max(np.hypot(*ahead), 1e-6)
+                if free(point, 0.5):
+                    yaw = float(np.arctan2(ahead[1], ahead[0]))
+                    clutter.add(point, yaw, (0.18, 0.18, 6.0), (95, 95, 98), reflectivity=0.45, rcs=3.0)
+                    break
+            s += spacing
     return clutter.array()
 
 

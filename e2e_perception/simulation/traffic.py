@@ -12,8 +12,9 @@ import numpy as np
 from e2e_perception.core.errors import InputError
 from e2e_perception.simulation.appearance import CAR, CYCLIST, PEDESTRIAN, TRUCK
 from e2e_perception.simulation.drivers import ParkedVehicle, Script, TrafficVehicle
+from e2e_perception.simulation.hazards import GOAL_GAP
 from e2e_perception.simulation.scenario import Scenario
-from e2e_perception.simulation.stage import EGO_LENGTH, EGO_START_S, EGO_WIDTH, FORWARD, Stage
+from e2e_perception.simulation.stage import EGO_LENGTH, EGO_START_S, EGO_WIDTH, FORWARD, CorridorStage
 
 KINDS = (
     "highway",
@@ -44,12 +45,12 @@ def simulate_scenario(kind: str, seed: int, duration_s: float) -> Scenario:
     if not duration_s >= 1.0:
         raise InputError(f"scenario duration is {duration_s} s, expected at least 1 s")
     rng = np.random.default_rng((seed, KINDS.index(kind)))
-    stage = Stage(kind, duration_s, rng)
-    _SETTINGS[kind](stage)
+    stage = CorridorStage(kind, duration_s, rng)
+    SETTINGS[kind](stage)
     return stage.run(seed)
 
 
-def _highway(stage: Stage) -> None:
+def _highway(stage: CorridorStage) -> None:
     stage.put_ego()
     rng = stage.rng
     density = rng.uniform(15.0, 90.0)
@@ -58,7 +59,7 @@ def _highway(stage: Stage) -> None:
         stage.fill_lane((*FORWARD, i), 5.0, EGO_START_S + 200.0, density, flow, change_lanes=True)
 
 
-def _braking_lead(stage: Stage) -> None:
+def _braking_lead(stage: CorridorStage) -> None:
     rng = stage.rng
     share = float(rng.uniform(0.6, 1.0))
     ego = stage.put_ego(share)
@@ -66,7 +67,8 @@ def _braking_lead(stage: Stage) -> None:
     braking = rng.uniform(2.5, 7.0)
     lasts = rng.uniform(2.0, 6.0)
     slow = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 0.6)) * ego.speed
-    resumes = rng.random() < 0.6
+    resumes = rng.random() < 0.6 or stage.live
+    stage.goal_s = EGO_START_S + 0.3 * stage.speed_limit * stage.duration_s
     lead: TrafficVehicle | None = None
 
     def script(time: float) -> float | None:
@@ -91,7 +93,7 @@ def _braking_lead(stage: Stage) -> None:
     stage.fill_pavements()
 
 
-def _queue(stage: Stage, first: float, leaves_after: float | None) -> None:
+def _queue(stage: CorridorStage, first: float, leaves_after: float | None) -> None:
     """Vehicles at standstill one behind the other, the last at `first`; the front one leaves, or never."""
 
     def script(time: float) -> float | None:
@@ -115,23 +117,29 @@ def _after(script: Script, delay: float) -> Script:
     return lambda time: script(time - delay)
 
 
-def _stopped_queue(stage: Stage) -> None:
+def _stopped_queue(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     needed = ego.speed**2 / (2.0 * 2.2) + 20.0
     leaves = float(rng.uniform(5.0, 14.0)) if rng.random() < 0.4 else None
+    if stage.live:
+        leaves = float(rng.uniform(4.0, 9.0))
+        stage.goal_s = EGO_START_S + 0.3 * stage.speed_limit * stage.duration_s
     _queue(stage, EGO_START_S + needed + rng.uniform(5.0, 70.0), leaves)
     stage.fill_neighbours(speed_share=(0.15, 1.0))
     stage.fill_pavements()
 
 
-def _blocked_lane(stage: Stage) -> None:
+def _blocked_lane(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     s = EGO_START_S + ego.speed**2 / (2.0 * 2.2) + rng.uniform(25.0, 80.0)
     centre = stage.ego_lane * stage.lane_width
     side = 1.0 if stage.ego_lane == stage.num_lanes - 1 else float(rng.choice([-1.0, 1.0]))
     passable = rng.random() < 0.3  # the same sight, but there is room: no reason to stop
+    passable &= stage.has_decoys
+    if not passable:
+        stage.goal_s = min(stage.goal_s, s - GOAL_GAP)
     if rng.random() < 0.75:
         reach = 1.0 + EGO_WIDTH / 2.0
         r = centre + side * (reach + rng.uniform(0.8, 1.6) if passable else rng.uniform(0.0, reach - 0.5))
@@ -161,7 +169,7 @@ def _blocked_lane(stage: Stage) -> None:
     stage.fill_pavements()
 
 
-def _cut_in(stage: Stage) -> None:
+def _cut_in(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     sides = [i for i in (stage.ego_lane - 1, stage.ego_lane + 1) if 0 <= i < stage.num_lanes]
@@ -171,7 +179,7 @@ def _cut_in(stage: Stage) -> None:
     gap = EGO_LENGTH + rng.uniform(5.0, 12.0) + (ego.speed - speed) * merges
     slack = rng.uniform(0.5, 6.0)
     brakes = rng.uniform(2.0, 5.0) if rng.random() < 0.35 else 0.0
-    stays = rng.random() < 0.2  # drives beside and never comes over
+    stays = rng.random() < 0.2 and stage.has_decoys  # drives beside and never comes over
 
     def script(time: float) -> float | None:
         return -brakes if brakes and merges + 2.5 < time < merges + 5.0 else None
@@ -205,7 +213,7 @@ def _cut_in(stage: Stage) -> None:
     stage.fill_neighbours(speed_share=(0.8, 1.1))
 
 
-def _crossing(stage: Stage) -> None:
+def _crossing(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     s_cross = EGO_START_S + rng.uniform(35.0, 35.0 + 0.45 * stage.speed_limit * stage.duration_s)
@@ -225,7 +233,8 @@ def _crossing(stage: Stage) -> None:
         )
         edge = max(edge, r + width / 2.0 + 0.3)
     class_id = CYCLIST if rng.random() < 0.3 else PEDESTRIAN
-    waits = rng.random() < 0.2  # comes to the kerb and lets the robot pass
+    waits = rng.random() < 0.2 and stage.has_decoys  # comes to the kerb and lets the robot pass
+    stage.goal_s = s_cross + 20.0
     people = 1 + int(rng.random() < 0.3)
     to_kerb = rng.uniform(0.5, 2.5)
     walk_speed = float(rng.uniform(1.0, 1.9) if class_id == PEDESTRIAN else rng.uniform(2.0, 3.5))
@@ -256,12 +265,13 @@ def _crossing(stage: Stage) -> None:
     stage.fill_pavements()
 
 
-def _two_way(stage: Stage) -> None:
+def _two_way(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     choice = rng.random()
     if choice < 0.35:
         speed = float(rng.uniform(3.5, 6.0))
+        stage.goal_s = EGO_START_S + 3.5 * stage.duration_s
         stage.vehicle(
             (*FORWARD, 0),
             EGO_START_S + ego.speed * 3.0 + rng.uniform(10.0, 40.0),
@@ -279,17 +289,20 @@ def _two_way(stage: Stage) -> None:
     stage.fill_pavements()
 
 
-def _standstill(stage: Stage) -> None:
+def _standstill(stage: CorridorStage) -> None:
     rng = stage.rng
     stage.put_ego(0.0, calm=True)
     leaves = float(rng.uniform(0.8, 0.6 * stage.duration_s)) if rng.random() < 0.75 else None
+    if stage.live:
+        leaves = float(rng.uniform(2.0, 6.0))
+    stage.goal_s = EGO_START_S + 15.0
     _queue(stage, EGO_START_S + EGO_LENGTH / 2.0 + rng.uniform(5.0, 8.5), leaves)
     stage.fill_lane((*FORWARD, stage.ego_lane), 5.0, EGO_START_S - 12.0, 5.0, 0.0)
     stage.fill_neighbours(speed_share=(0.0, 1.0))
     stage.fill_pavements()
 
 
-_SETTINGS: dict[str, Callable[[Stage], None]] = {
+SETTINGS: dict[str, Callable[[CorridorStage], None]] = {
     "highway": _highway,
     "braking_lead": _braking_lead,
     "stopped_queue": _stopped_queue,

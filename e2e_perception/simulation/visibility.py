@@ -1,5 +1,8 @@
 """Which labelled agents the sensors could see: lidar returns and pixels, counted per label.
 
+What is beyond the visible range of fog or rain has no pixels, although it is drawn in the last trace of
+contrast: nobody could tell it from the air.
+
 Legend: L labels, the rows of a snapshot's boxes.
 """
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from e2e_perception.core.rig import Camera
 from e2e_perception.simulation.camera import count_label_pixels
 from e2e_perception.simulation.scene import Snapshot
+from e2e_perception.simulation.weather import visible_range
 
 MIN_LIDAR_RETURNS = 3  # from here on an object counts as seen
 MIN_PIXELS = 12  # at `ID_SIZE`
@@ -41,6 +45,14 @@ class Visibility:
         return np.asarray((self.lidar_returns_L >= MIN_LIDAR_RETURNS) | (self.pixels_L >= MIN_PIXELS))
 
 
+def within_sight(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """(L,) whether the air leaves a contrast of 5 % of what is nearest to the robot of each label."""
+    boxes = snapshot.boxes
+    gap = np.linalg.norm(boxes.centers_N3[:, :2] - snapshot.odom_from_base.translation[:2], axis=1)
+    nearest = gap - 0.5 * np.hypot(boxes.sizes_N3[:, 0], boxes.sizes_N3[:, 1])
+    return np.asarray(nearest < visible_range(snapshot.conditions))
+
+
 def visibility(
     snapshot: Snapshot, *, lidar_labels: Sequence[NDArray[np.int64]], cameras: Sequence[Camera]
 ) -> Visibility:
@@ -57,8 +69,10 @@ def visibility(
         returns += np.bincount(labels_N[labels_N >= 0], minlength=num_labels)
     pixels: NDArray[np.int64] = np.zeros(num_labels, np.int64)
     fractions = np.zeros(num_labels)
+    in_sight = within_sight(snapshot)
     for camera in cameras:
         seen, alone = count_label_pixels(snapshot, camera, ID_SIZE)
+        seen = np.where(in_sight, seen, 0)
         pixels = np.maximum(pixels, seen)
         fractions = np.maximum(fractions, seen / np.maximum(alone, 1))
     return Visibility(lidar_returns_L=returns, pixels_L=pixels, fractions_L=fractions)

@@ -1,0 +1,146 @@
+"""Driving one episode in process, by whoever is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from e2e_perception.core.config import StackConfig
+from e2e_perception.core.episodes import EpisodeRecord
+from e2e_perception.core.errors import E2EPerceptionError
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.results import FrameResult
+from e2e_perception.core.rig import Rig
+from e2e_perception.deploy.engines import InferenceEngine
+from e2e_perception.runtime.pipeline import Pipeline
+from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop, Robot
+from e2e_perception.simulation.degradation import DegradationSchedule
+from e2e_perception.simulation.policies import make_policy
+from e2e_perception.simulation.scoring import Outline
+from e2e_perception.simulation.sensor_rig import SensorRig
+from e2e_perception.simulation.world import World
+
+IDLE_NS = 100_000_000
+
+
+def drive_policy(world: World, policy_name: str, *, robot: Robot | None = None) -> EpisodeRecord:
+    """An episode driven without sensors.
+
+    Args:
+        world: Fresh.
+        policy_name: One of `policies.SIMPLE_POLICIES`.
+        robot: Outline and actuators.
+    Returns:
+        What happened. A policy that gives nothing, or no numbers, or throws, has failed; nothing is thrown.
+    Raises:
+        InputError: If there is no such policy, or it cannot drive such a world.
+    """
+    loop = ClosedLoop(world, robot=robot)
+    outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
+    policy = make_policy(policy_name, world, outline)
+    return drive_with(loop, policy.plan, policy.period_ns, policy_name)
+
+
+def drive_with(
+    loop: ClosedLoop,
+    plan: Callable[..., object],
+    period_ns: int,
+    name: str,
+) -> EpisodeRecord:
+    """An episode driven by any function from the robot's state to a plan.
+
+    Args:
+        loop: Fresh.
+        plan: Called with the `EgoState` now; gives a `Plan`, or None for no new one.
+        period_ns: How often, a multiple of the world's step [ns].
+        name: For the record.
+    """
+    from e2e_perception.core.trajectories import Plan
+
+    while not loop.over:
+        if (loop.now_ns - loop.world.start_ns) % period_ns == 0:
+            try:
+                wanted = plan(loop.ego)
+            except Exception as error:  # noqa: BLE001 - whatever a policy does, the suite goes on
+                loop.fail(f"{type(error).__name__}: {error}")
+                break
+            if isinstance(wanted, Plan):
+                loop.take_plan(wanted)
+            elif wanted is not None:
+                loop.fail(f"the policy gave {type(wanted).__name__}, expected a Plan")
+        loop.tick()
+    return loop.record(name)
+
+
+def drive_stack(
+    world: World,
+    network: NetworkConfig,
+    engine: InferenceEngine,
+    rig: Rig,
+    config: StackConfig,
+    bundle_name: str,
+    *,
+    degradation: DegradationSchedule | None = None,
+    on_result: Callable[[ClosedLoop, FrameResult], None] | None = None,
+) -> EpisodeRecord:
+    """An episode driven by the code that runs on the robot, on what its sensors measure.
+
+    Args:
+        world: Fresh.
+        network, engine: Of the bundle; the engine's state is reset.
+        rig: The robot. It measures as its cameras are: give them the network's size, or they are decoded.
+        config: All tunables; the speed limit and the route are the world's.
+        bundle_name: For the record.
+        degradation: What goes wrong with the sensors.
+        on_result: Called with every frame's result, before its plan is taken.
+    """
+    sensors = SensorRig(rig, world.start_ns, world.end_ns, world.seed, degradation)
+    robot = Robot(rig.ego_length, rig.ego_width, rig.ego_center_x)
+    loop = ClosedLoop(world, robot=robot, sensors=sensors)
+    engine.reset_state()
+    planning = config.planning.model_copy(update={"speed_limit": world.speed_limit})
+    config = config.model_copy(update={"planning": planning})
+    pipeline = Pipeline(network, rig, engine, config, bundle_name)
+    pipeline.set_route(world.route)
+    pipeline.push_odometry(loop.ego)
+
+    def take(results: list[FrameResult]) -> None:
+        for result in results:
+            if on_result is not None:
+                on_result(loop, result)
+            if result.plan is not None:
+                loop.take_plan(result.plan, delay_ns=PLAN_DELAY_NS, state=result.health.state)
+
+    failure = ""
+    next_idle_ns = world.start_ns + IDLE_NS
+    while not loop.over:
+        messages = loop.tick()
+        pipeline.push_odometry(loop.ego)
+        try:
+            for message in messages:
+                # Deadlines that passed before this arrival come first, as on the robot.
+                _keep_deadlines(pipeline, message.arrival_ns, take)
+                pipeline.push(message)
+                take(pipeline.poll(message.arrival_ns))
+            _keep_deadlines(pipeline, loop.now_ns, take)
+        except E2EPerceptionError as error:
+            failure = str(error)
+            loop.fail(failure)
+        if loop.now_ns >= next_idle_ns:
+            next_idle_ns += IDLE_NS
+            silent = pipeline.idle(loop.now_ns)
+            if silent is not None:
+                take([silent])
+    health = pipeline.health(loop.now_ns)
+    counters = {"frames": health.frames, "plans": health.plans}
+    counters |= {f"dropped: {cause}": count for cause, count in sorted(health.drops.items()) if count}
+    return loop.record(f"bundle:{bundle_name}", counters)
+
+
+def _keep_deadlines(pipeline: Pipeline, until_ns: int, take: Callable[[list[FrameResult]], None]) -> None:
+    kept_ns: int | None = None
+    while True:
+        deadline_ns = pipeline.next_deadline_ns()
+        if deadline_ns is None or deadline_ns > until_ns or deadline_ns == kept_ns:
+            return
+        kept_ns = deadline_ns
+        take(pipeline.poll(deadline_ns))

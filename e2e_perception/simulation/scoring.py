@@ -1,0 +1,198 @@
+"""What proposals cost when the futures of all others are known: the network's cost terms, with truth in them.
+
+Legend: C proposals, T instants, N agents, O still obstacles, K cost terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from e2e_perception.core.network_config import COST_TERMS
+from e2e_perception.core.rectangles import overlap
+from e2e_perception.core.trajectories import Route
+
+Array = NDArray[np.float64]
+
+TERMS = tuple(term for term in COST_TERMS if term != "imitation")
+MARGIN = 0.35  # [m] around others that is kept free where there is room
+MARGIN_SHARE = 0.15  # of a collision's cost
+REAR_SHARE = 0.1  # of a collision's cost if somebody would run into the robot from behind
+DISCOUNT_S = 4.0  # later collisions cost less, exp(-t / DISCOUNT_S), as in the network
+STOPPING = 4.0  # [m/s^2] at which the robot has to be able to stop after the horizon
+COAST_S = 4.0  # [s] after the horizon within which it has to have stopped
+COMFORT_ACCELERATION, COMFORT_JERK = 2.0, 2.0  # [m/s^2], [m/s^3] at which each costs 1
+MIN_SPEED_LIMIT = 3.0  # [m/s]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of each term; a collision outweighs everything else together."""
+
+    collision: float = 200.0
+    drivable: float = 40.0
+    comfort: float = 0.12
+    progress: float = 3.0
+    route: float = 0.6
+
+    @property
+    def array_K(self) -> Array:
+        """In the order of `TERMS`."""
+        return np.array([getattr(self, term) for term in TERMS])
+
+
+@dataclass(frozen=True)
+class Others:
+    """Everybody's futures on an even grid of instants.
+
+    Attributes:
+        step: Between instants, the first of which is one step from now [s].
+        boxes_TN5: (T, N, 5) x, y [m], yaw [rad], length, width [m], odom.
+        obstacles_O5: Still ones.
+        behind_N: Whether each is behind the robot now, on its way: it will mind the robot.
+    """
+
+    step: float
+    boxes_TN5: Array
+    obstacles_O5: Array
+    behind_N: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The robot: length, width, centre ahead of `base_link` [m]."""
+
+    length: float
+    width: float
+    center_x: float
+
+
+def cost_table(
+    sd_CT2: Array,
+    *,
+    route: Route,
+    start_s: float,
+    speed: float,
+    speed_limit: float,
+    others: Others,
+    outline: Outline,
+    area: shapely.Geometry,
+) -> Array:
+    """Price proposals term by term.
+
+    Args:
+        sd_CT2: (C, T, 2) s from now on and d [m], at the instants of `others`.
+        route: Odom frame.
+        start_s: The robot's arc length now [m].
+        speed: Its speed now [m/s].
+        speed_limit: [m/s]
+        others: Who is there.
+        outline: The robot.
+        area: Drivable area, odom frame, prepared.
+    Returns:
+        (C, K), columns `TERMS`, unweighted: discounted share of time in collision (a collision while coming
+        to a stop after the horizon counts half); share of instants off the road; mean squares of
+        acceleration and jerk; shortfall of the distance at the limit; mean distance from the route [m].
+    """
+    num, steps = sd_CT2.shape[:2]
+    rectangles_CU5, times_U = _robot(sd_CT2, route, start_s, others.step, outline)
+    weights_U = np.exp(-times_U / DISCOUNT_S)
+    weights_U[steps:] *= 0.5
+    weights_U /= weights_U[:steps].sum()
+    hits_CU = _collisions(rectangles_CU5, others, steps)
+    # From the first hit on, everything is lost.
+    lost_CU = np.logical_or.accumulate(hits_CU >= 1.0, axis=1)
+    collision = np.maximum(hits_CU, lost_CU) @ weights_U
+
+    corners = _corners(rectangles_CU5[:, :steps])
+    inside = shapely.intersects_xy(area, corners[..., 0], corners[..., 1]).all(axis=-1)
+    drivable = 1.0 - inside.mean(axis=1)
+
+    motion = np.concatenate([np.broadcast_to([0.0, 0.0], (num, 1, 2)), sd_CT2], axis=1)
+    motion[:, 0, 1] = sd_CT2[:, 0, 1]
+    velocity = np.diff(motion, axis=1) / others.step
+    velocity = np.concatenate([np.broadcast_to([speed, 0.0], (num, 1, 2)), velocity], axis=1)
+    acceleration = np.diff(velocity, axis=1)[:, 1:] / others.step
+    jerk = np.diff(acceleration, axis=1) / others.step
+    comfort = np.square(acceleration / COMFORT_ACCELERATION).mean(axis=(1, 2))
+    comfort += 0.3 * np.square(np.clip(jerk, -20.0, 20.0) / COMFORT_JERK).mean(axis=(1, 2))
+
+    wanted = max(speed_limit, MIN_SPEED_LIMIT) * others.step * steps
+    progress = np.abs(wanted - sd_CT2[:, -1, 0]) / wanted
+    away = np.abs(sd_CT2[..., 1]).mean(axis=1)
+    return np.stack([collision, drivable, comfort, progress, away], axis=1)
+
+
+def _robot(sd_CT2: Array, route: Route, start_s: float, step: float, outline: Outline) -> tuple[Array, Array]:
+    """(C, U, 5) the robot's rectangles at (U,) [s]: along the proposal, then coming to a stop."""
+    steps = sd_CT2.shape[1]
+    last = sd_CT2[:, -1]
+    end_speed = np.maximum(sd_CT2[:, -1, 0] - sd_CT2[:, -2, 0], 0.0) / step
+    coast = np.arange(step, COAST_S + 1e-9, step)
+    braking = np.minimum(coast[None], end_speed[:, None] / STOPPING)
+    rest_s = last[:, :1] + end_speed[:, None] * braking - 0.5 * STOPPING * braking**2
+    rest = np.stack([rest_s, np.broadcast_to(last[:, 1:], rest_s.shape)], axis=-1)
+    sd = np.concatenate([sd_CT2, rest], axis=1)
+    points, tangents = route.at(start_s + sd[..., 0])
+    normals = np.stack([-tangents[..., 1], tangents[..., 0]], axis=-1)
+    points = points + normals * sd[..., 1:]
+    ds = np.gradient(sd[..., 0], axis=1)
+    dd = np.gradient(sd[..., 1], axis=1)
+    slant = np.where(ds > 0.05, np.arctan2(dd, np.maximum(ds, 0.05)), 0.0)
+    yaw = np.arctan2(tangents[..., 1], tangents[..., 0]) + slant
+    center = points + outline.center_x * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+    size = np.broadcast_to([outline.length, outline.width], center.shape)
+    times = step * np.arange(1, steps + len(coast) + 1)
+    return np.concatenate([center, yaw[..., None], size], axis=-1), times
+
+
+def _collisions(rectangles_CU5: Array, others: Others, steps: int) -> Array:
+    """(C, U), 1 where the robot hits somebody, less where it comes too near or is run into."""
+    num, instants = rectangles_CU5.shape[:2]
+    boxes = others.boxes_TN5
+    if len(boxes) < instants:  # after the horizon everybody goes on as at its end
+        last, before = boxes[-1], boxes[-2]
+        ahead = np.arange(1, instants - len(boxes) + 1)[:, None, None]
+        motion = np.zeros_like(last)
+        motion[:, :2] = last[:, :2] - before[:, :2]
+        boxes = np.concatenate([boxes, last[None] + ahead * motion[None]])
+    still = np.broadcast_to(others.obstacles_O5, (instants, *others.obstacles_O5.shape))
+    boxes = np.concatenate([boxes[:instants], still], axis=1)
+    hits = np.zeros((num, instants))
+    centers = rectangles_CU5[..., :2]
+    low, high = centers.min(axis=0), centers.max(axis=0)  # (U, 2)
+    reach = 0.5 * np.hypot(boxes[..., 3], boxes[..., 4]) + 3.5
+    near = (
+        (boxes[..., :2] > low[:, None] - reach[..., None])
+        & (boxes[..., :2] < high[:, None] + reach[..., None])
+    ).all(-1)
+    u, n = np.nonzero(near)
+    if len(u) == 0:
+        return hits
+    delta = centers[:, u] - boxes[u, n, :2][None]
+    c, k = np.nonzero((delta**2).sum(-1) < reach[u, n][None] ** 2)
+    if len(c) == 0:
+        return hits
+    u, n = u[k], n[k]
+    robot, other = rectangles_CU5[c, u], boxes[u, n]
+    touching = overlap(robot, other)
+    wider = other.copy()
+    wider[:, 3:] += np.array([2.0 * MARGIN, 2.0 * MARGIN])
+    cost = np.where(touching, 1.0, np.where(overlap(robot, wider), MARGIN_SHARE, 0.0))
+    from_behind = np.zeros(boxes.shape[1], np.bool_)
+    from_behind[: len(others.behind_N)] = others.behind_N
+    cost = np.where(from_behind[n], REAR_SHARE * cost, cost)
+    np.maximum.at(hits, (c, u), cost)
+    return hits
+
+
+def _corners(rectangles: Array) -> Array:
+    """(..., 4, 2) [m]"""
+    x, y, yaw, length, width = np.moveaxis(rectangles, -1, 0)
+    along = 0.5 * length[..., None] * np.array([1.0, 1.0, -1.0, -1.0])
+    across = 0.5 * width[..., None] * np.array([1.0, -1.0, -1.0, 1.0])
+    c, s = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
+    return np.stack([x[..., None] + c * along - s * across, y[..., None] + s * along + c * across], axis=-1)
