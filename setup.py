@@ -62,6 +62,10 @@ class BuildWithSharedFiles(build_py):
 setup(
     version=version(),
     install_requires=requirements("base.txt", "robot.txt"),
-    extras_require={"training": requirements("training.txt"), "dev": requirements("dev.txt")},
+    extras_require={
+        "training": requirements("training.txt"),
+        "scale": requirements("scale.txt"),
+        "dev": requirements("dev.txt"),
+    },
     cmdclass={"build_py": BuildWithSharedFiles},
 )

@@ -27,7 +27,7 @@ CITY_FROM_ROAD = SE2(1000.0, -2000.0, 0.5)
 GROUND, AXLE = 20.0, 0.32  # [m] city z of the ground, and of the ego origin above it
 FIRST_NS = 315_966_000_000_000_000
 LANE_WIDTH = 4.0
-# Lanes by their right boundary [m]: own, the one to the left, the oncoming one; pieces of 100 m from -20 m on.
+# Lanes by their right boundary [m]: own, the one to the left, the oncoming one; 100 m pieces from -20 m on.
 LANES = {100: (-2.0, True), 200: (2.0, True), 300: (6.0, False)}
 NUM_PIECES = 3
 
@@ -100,11 +100,15 @@ def _lane_archive() -> dict[str, Any]:
     }
 
 
+AHEAD = straight(0.0, speed=8.0)
+PARKED = Actor("parked", "REGULAR_VEHICLE", straight(60.0, 8.0))
+
+
 def write_log(
     directory: Path,
-    actors: Sequence[Actor] = (Actor("parked", "REGULAR_VEHICLE", straight(60.0, 8.0)),),
+    actors: Sequence[Actor] = (PARKED,),
     *,
-    ego: Motion = straight(0.0, speed=8.0),
+    ego: Motion = AHEAD,
     seconds: float = 6.0,
     points: NDArray[np.float64] | None = None,
     sweeps: Sequence[int] = (),
@@ -155,8 +159,8 @@ def write_log(
             center = np.array([place.x, place.y, GROUND + actor.size[2] / 2.0])
             turned = rotation.inv() * Rotation.from_euler("z", place.yaw)
             stamp = FIRST_NS + round(t * 1e9)
-            rows.append((stamp, actor.track, actor.category, actor.size, rotation.inv().apply(center - position),
-                         turned.as_quat()))  # fmt: skip
+            in_ego = rotation.inv().apply(center - position)
+            rows.append((stamp, actor.track, actor.category, actor.size, in_ego, turned.as_quat()))
     sizes = np.array([row[3] for row in rows])
     write_table(
         directory / "annotations.feather",

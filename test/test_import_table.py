@@ -49,7 +49,7 @@ TABLE = {
     "evaluation": room("core", "scipy shapely trackeval motmetrics plotly pyarrow"),
     "deploy": room("core", "cryptography"),
     "runtime": room("core deploy", "cv2 scipy"),
-    "simulation": room("core runtime", "highway_env gymnasium cv2 scipy shapely pyarrow"),
+    "simulation": room("core runtime deploy", "highway_env gymnasium cv2 scipy shapely pyarrow"),
     "nodes": Room(
         frozenset("core runtime deploy data".split()),
         EVERYWHERE | ROS | frozenset("cv2 rosbags psutil e2e_perception.msg".split()),

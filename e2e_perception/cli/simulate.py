@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,8 +13,9 @@ from typing import Annotated
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
+from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
 from e2e_perception.cli.options import JsonOption
-from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 
@@ -93,7 +91,7 @@ def simulate(
         summary = _write_bags(out, todo, duration, the_rig)
     else:
         recipe = Recipe(duration, clip_length, stride, randomize, size, the_rig.model_dump_json())
-        summary = _write_clips(out, todo, recipe, workers or _cores())
+        summary = _write_clips(out, todo, recipe, workers or num_cores())
     if as_json:
         emit_json(summary)
     else:
@@ -162,16 +160,16 @@ def _simulate_all(out: Path, todo: list[tuple[str, int]], recipe: Recipe, worker
         for kind, seed in todo:
             yield simulate_clips(out, kind, seed, recipe)
         return
-    # Fresh interpreters: a fork would inherit threads of OpenCV and of the progress bar in unknown states.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_threaded) as pool:
-        futures = [pool.submit(simulate_clips, out, kind, seed, recipe) for kind, seed in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    tasks = [(out, kind, seed, recipe) for kind, seed in todo]
+    for number, written in fan_out(_simulate_task, tasks, workers):
+        if isinstance(written, Lost):
+            kind, seed = todo[number]
+            raise InputError(f"{kind} with seed {seed}: {written.why}; start again to go on where it stopped")
+        yield written
+
+
+def _simulate_task(task: tuple[Path, str, int, Recipe]) -> int:
+    return simulate_clips(*task)
 
 
 def simulate_clips(out: Path, kind: str, seed: int, recipe: Recipe) -> int:
@@ -202,16 +200,6 @@ def simulate_clips(out: Path, kind: str, seed: int, recipe: Recipe) -> int:
 
 def _done_path(out: Path, kind: str, seed: int) -> Path:
     return out / DONE / f"{kind}-{seed:06d}"
-
-
-def _single_threaded() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ------------------------------------------------------------------ bags

@@ -33,6 +33,8 @@ class Clip:
         memory_from_base_T3: (T, 3) float64, SE(2) of frame t's base in frame t-1's; zeros for t = 0.
         source: Provenance: `simulation`, a bag's digest, …
         scenario: Name and seed of the scenario, or empty.
+        plan_costs_TCK: (T, C, K) float32, what each proposal of the plan vocabulary would have cost against
+            the true futures, weighted, columns as `COST_TERMS` without imitation; None: not known.
     """
 
     inputs: dict[str, NDArray[np.generic]]
@@ -51,6 +53,7 @@ class Clip:
     memory_from_base_T3: NDArray[np.float64]
     source: str
     scenario: str
+    plan_costs_TCK: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         num_frames = len(self.stamps_ns_T)
@@ -66,6 +69,9 @@ class Clip:
         named: dict[str, NDArray[np.generic]] = {f"inputs/{k}": v for k, v in self.inputs.items()}
         for name in ARRAY_FIELDS:
             named[name] = getattr(self, name)
+        for name in OPTIONAL_FIELDS:
+            if getattr(self, name) is not None:
+                named[name] = getattr(self, name)
         return named
 
 
@@ -83,3 +89,4 @@ ARRAY_FIELDS = (
     "stamps_ns_T",
     "memory_from_base_T3",
 )
+OPTIONAL_FIELDS = ("plan_costs_TCK",)

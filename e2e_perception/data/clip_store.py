@@ -24,7 +24,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from e2e_perception.core.clips import ARRAY_FIELDS, Clip
+from e2e_perception.core.clips import ARRAY_FIELDS, OPTIONAL_FIELDS, Clip
 from e2e_perception.core.errors import InputError
 
 INDEX = "index.parquet"
@@ -178,6 +178,7 @@ class ClipStore:
                 source=str(row["source"]),
                 scenario=str(row["scenario"]),
                 **{name: arrays[name] for name in ARRAY_FIELDS},  # type: ignore[arg-type]
+                **{name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays},  # type: ignore[arg-type]
             )
         except (KeyError, ValueError, OSError, RuntimeError) as error:
             raise InputError(f"clip {path} is damaged: {error!r}; simulate or ingest it again") from error

@@ -289,7 +289,7 @@ class ClosedLoop:
             interventions_T=np.array(log.interventions),
             contacts=tuple(self._contacts),
             failure=self.failure,
-            conditions=str(light),
+            conditions=light.describe(),
             provenance=world.provenance,
             counters=dict(counters or {}),
         )

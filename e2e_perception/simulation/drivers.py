@@ -35,9 +35,10 @@ ZONE_LENGTH = 12.0  # [m] of a merge within which it is settled who goes first
 WAIT_BEFORE = 1.5  # [m] kept between a waiting vehicle's front and the place where paths meet
 CROSSING_MARGIN_S = 1.2  # [s] between one leaving and the other entering
 STARTING_SPEED = 2.5  # [m/s] at which a waiting vehicle is expected to arrive
-STARTING_ACCELERATION = 1.5  # [m/s^2]
+PATIENCE_S = 12.0  # [s] of waiting after which that margin is gone
+STARTING_ACCELERATION = 2.0  # [m/s^2]
 PASSING_SPEED = 7.0  # [m/s] from which on nobody is expected to speed up
-MATCHING = 2.5  # [m/s^2] at which who merges gets as fast as who comes from behind
+MATCHING = 3.0  # [m/s^2] at which who merges gets as fast as who comes from behind
 
 # Desired acceleration [m/s^2] at a time [s], or None to follow IDM alone.
 Script = Callable[[float], float | None]
@@ -143,7 +144,7 @@ class TrafficRoad(HighwayRoad):
         self._rows: dict[int, int] = {}
         self._coordinates: dict[LaneIndex, NDArray[np.float64]] = {}
         self._sideways: dict[LaneIndex, NDArray[np.float64]] = {}
-        self._half_widths = np.zeros(0)
+        self._half_widths = self._half_lengths = self._speeds = np.zeros(0)
         self._zones: dict[tuple[LaneIndex, LaneIndex], tuple[float, float, float, float] | None] = {}
         self._has_crossings = False
 
@@ -152,14 +153,22 @@ class TrafficRoad(HighwayRoad):
         bodies = [*self.vehicles, *self.objects]
         self._rows = {id(body): row for row, body in enumerate(bodies)}
         self._half_widths = np.array([body.WIDTH / 2.0 for body in bodies])
+        self._half_lengths = np.array([body.LENGTH / 2.0 for body in bodies])
         self._has_crossings = any(isinstance(lane, PathLane) for lane in self._lanes.values())
         self._refresh(dt=0.0)
 
-    def act(self) -> None:
-        """Everybody who is there decides."""
+    def act(self, near: tuple[NDArray[np.float64], float] | None = None) -> None:
+        """Everybody who is there decides.
+
+        Args:
+            near: A point and a distance [m], beyond which everybody just goes on; None: nobody does.
+        """
         for vehicle in self.vehicles:
             if vehicle.present and not vehicle.puppet:
-                vehicle.act()
+                if near is not None and abs(vehicle.position - near[0]).max() > near[1]:
+                    vehicle.go_on()
+                else:
+                    vehicle.act()
 
     def step(self, dt: float) -> None:
         """Move everybody by `dt` seconds; collisions are left to happen."""
@@ -169,6 +178,8 @@ class TrafficRoad(HighwayRoad):
         for walker in self.walkers:
             walker.step(dt, self.time)
         self.time += dt
+        if self._has_crossings:
+            self.count_waiting(dt)
         self._refresh(dt)
 
     def come_and_go(self) -> None:
@@ -202,6 +213,7 @@ class TrafficRoad(HighwayRoad):
 
     def _refresh(self, dt: float) -> None:
         bodies = [*self.vehicles, *self.objects, *self.walkers]
+        self._speeds = np.array([body.speed for body in bodies[: len(self._half_widths)]])
         points = np.array([body.position for body in bodies])
         for index, lane in self._lanes.items():
             now = lane_coordinates(lane, points)
@@ -243,6 +255,11 @@ class TrafficRoad(HighwayRoad):
         front = ahead[ahead >= 0.0].min(initial=np.inf)
         return float(front), float(-ahead[ahead < 0.0].max(initial=-np.inf))
 
+    def count_waiting(self, dt: float) -> None:
+        """Another `dt` seconds have passed for those who stand."""
+        for vehicle in self.vehicles:
+            vehicle.waited_s = vehicle.waited_s + dt if vehicle.present and vehicle.speed < 0.6 else 0.0
+
     def wait_gap(self, vehicle: TrafficVehicle) -> float:
         """Distance [m] from the front bumper to where a vehicle has to wait for others; inf: it need not.
 
@@ -279,9 +296,12 @@ class TrafficRoad(HighwayRoad):
                 leaves = _time_to_cover(last - s + vehicle.LENGTH, vehicle.speed)
                 other_pace = max(other.speed, STARTING_SPEED)
                 comes, goes = to_zone / other_pace, past_zone / other_pace
-                margin = CROSSING_MARGIN_S
+                patience = max(0.0, 1.0 - vehicle.waited_s / PATIENCE_S)
+                margin = CROSSING_MARGIN_S * patience
                 if merges:
-                    margin += max(other.speed - vehicle.speed, 0.0) / MATCHING
+                    # Once in, it only has to be as fast as who comes from behind.
+                    pace = np.sqrt(vehicle.speed**2 + 2.0 * STARTING_ACCELERATION * max(distance, 0.0))
+                    leaves = enters + (0.4 + 0.6 * patience) * max(other.speed - pace, 0.0) / MATCHING
                 if comes > leaves + margin or goes + 0.3 < enters:
                     continue
             elif merges and other_s > other_first:
@@ -342,6 +362,10 @@ class TrafficRoad(HighwayRoad):
         own = self._rows[id(vehicle)]
         in_way_N[own] = False
         ahead_N = s_N - s_N[own]
+        if self._has_crossings:
+            # Who is just overtaking on another lane will be gone before ours leads there.
+            beside_N = (ahead_N < self._half_lengths + vehicle.LENGTH / 2.0) & (np.abs(r_N) > reach_N - 0.2)
+            in_way_N &= ~(beside_N & (self._speeds > vehicle.speed + 1.0))
         front = np.where(in_way_N & (ahead_N >= 0.0), ahead_N, np.inf)
         rear = np.where(in_way_N & (ahead_N < 0.0), -ahead_N, np.inf)
         bodies = [*self.vehicles, *self.objects]
@@ -397,6 +421,10 @@ class TrafficRoad(HighwayRoad):
             bool(((s > s_min) & (s < s_max) & (r > r_min) & (r < r_max)).any())
             for s_min, s_max, r_min, r_max in self.occluders
         )
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return float(low if value < low else high if value > high else value)
 
 
 def _time_to_cover(distance: float, speed: float) -> float:
@@ -496,6 +524,7 @@ class TrafficVehicle(IDMVehicle):
         self.heeds_priority, self.heeds_walkers = True, True
         self.leaves = True  # at the end of its lane
         self.puppet = False  # somebody else moves it
+        self.waited_s = 0.0  # for others to pass, since it last moved
         self.present, self.enters_at, self.enters_s = True, enters_at, s
         if enters_at is not None:
             self.present = False
@@ -512,6 +541,10 @@ class TrafficVehicle(IDMVehicle):
         self.present, self.enters_at, self.speed = False, None, 0.0
         self.position = np.array([NOWHERE, NOWHERE])
 
+    def go_on(self) -> None:
+        """Neither speed up nor turn: who is too far away to matter."""
+        self.action = {"steering": self.steering, "acceleration": 0.0}
+
     def follow_road(self) -> None:
         """A lane here is a whole way; nothing comes after it."""
 
@@ -523,12 +556,12 @@ class TrafficVehicle(IDMVehicle):
         super().act()
         wanted = self.action["acceleration"]
         gap = min(self.road.walker_ahead(self) if self.heeds_walkers else np.inf, self.road.wait_gap(self))
-        if np.isfinite(gap):
+        if gap < np.inf:
             wanted = min(wanted, self._follow(gap, 0.0, 0.0))
         scripted = None if self.script is None else self.script(self.road.time)
         if scripted is not None:
             wanted = min(wanted, scripted)
-        self.action["acceleration"] = float(np.clip(wanted, -MAX_BRAKING, self.style.acceleration))
+        self.action["acceleration"] = _clip(wanted, -MAX_BRAKING, self.style.acceleration)
 
     def acceleration(
         self,
@@ -563,7 +596,7 @@ class TrafficVehicle(IDMVehicle):
             here = self.road.lane_position(self, self.lane_index)[0]
             wanted_speed = min(wanted_speed, self.lane.speed_at(here + 0.5 * v))
         free = max(a * (1.0 - (v / max(wanted_speed, 0.1)) ** 4), -b)
-        if not np.isfinite(gap):
+        if gap == np.inf:
             return free
         gap = max(gap, 0.3)
         closing = v - front_speed
@@ -592,7 +625,7 @@ class TrafficVehicle(IDMVehicle):
         angle = np.arctan2(to_target[1], to_target[0]) - self.heading
         curvature = 2.0 * np.sin(angle) / np.hypot(*to_target)
         limit = 3.0 / max(self.speed, 4.0) ** 2  # at most 3 m/s^2 sideways, 5 m radius
-        return float(np.arctan(np.clip(curvature, -limit, limit) * self._wheelbase))
+        return float(np.arctan(_clip(curvature, -limit, limit) * self._wheelbase))
 
     @property
     def _wheelbase(self) -> float:
@@ -603,8 +636,8 @@ class TrafficVehicle(IDMVehicle):
         self.timer += dt
         change = self.action["acceleration"] - self.applied_acceleration
         up = self.style.max_jerk / 3.0
-        self.applied_acceleration += float(np.clip(change, -self.style.max_jerk * dt, up * dt))
-        self.steering += float(np.clip(self.action["steering"] - self.steering, -0.6 * dt, 0.6 * dt))
+        self.applied_acceleration += _clip(change, -self.style.max_jerk * dt, up * dt)
+        self.steering += _clip(self.action["steering"] - self.steering, -0.6 * dt, 0.6 * dt)
         new_speed = max(self.speed + self.applied_acceleration * dt, 0.0)
         if new_speed == 0.0:
             self.applied_acceleration = max(self.applied_acceleration, 0.0)

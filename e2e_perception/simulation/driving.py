@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from e2e_perception.core.config import StackConfig
+from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.episodes import EpisodeRecord
-from e2e_perception.core.errors import E2EPerceptionError
+from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.core.results import FrameResult
 from e2e_perception.core.rig import Rig
+from e2e_perception.core.trajectories import Plan
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.runtime.pipeline import Pipeline
 from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop, Robot
 from e2e_perception.simulation.degradation import DegradationSchedule
+from e2e_perception.simulation.ego_vehicle import TICK_NS, TICK_S, Command, EgoVehicle
 from e2e_perception.simulation.policies import make_policy
 from e2e_perception.simulation.scoring import Outline
 from e2e_perception.simulation.sensor_rig import SensorRig
@@ -22,22 +26,41 @@ from e2e_perception.simulation.world import World
 IDLE_NS = 100_000_000
 
 
-def drive_policy(world: World, policy_name: str, *, robot: Robot | None = None) -> EpisodeRecord:
+def drive_policy(
+    world: World,
+    policy_name: str,
+    *,
+    robot: Robot | None = None,
+    open_loop: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> EpisodeRecord:
     """An episode driven without sensors.
 
     Args:
         world: Fresh.
         policy_name: One of `policies.SIMPLE_POLICIES`.
         robot: Outline and actuators.
+        open_loop: The robot drives as the recording car did; plans are kept and change nothing.
+        on_plan: Called with every plan.
     Returns:
         What happened. A policy that gives nothing, or no numbers, or throws, has failed; nothing is thrown.
     Raises:
-        InputError: If there is no such policy, or it cannot drive such a world.
+        InputError: If there is no such policy, it cannot drive such a world, or the world is no log and
+            `open_loop` was asked for.
     """
     loop = ClosedLoop(world, robot=robot)
+    if open_loop:
+        _drive_as_logged(loop)
     outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
     policy = make_policy(policy_name, world, outline)
-    return drive_with(loop, policy.plan, policy.period_ns, policy_name)
+
+    def plan(ego: EgoState) -> object:
+        found = policy.plan(ego)
+        if on_plan is not None and found is not None:
+            on_plan(found)
+        return found
+
+    return drive_with(loop, plan, policy.period_ns, policy_name)
 
 
 def drive_with(
@@ -54,8 +77,6 @@ def drive_with(
         period_ns: How often, a multiple of the world's step [ns].
         name: For the record.
     """
-    from e2e_perception.core.trajectories import Plan
-
     while not loop.over:
         if (loop.now_ns - loop.world.start_ns) % period_ns == 0:
             try:
@@ -80,6 +101,7 @@ def drive_stack(
     bundle_name: str,
     *,
     degradation: DegradationSchedule | None = None,
+    open_loop: bool = False,
     on_result: Callable[[ClosedLoop, FrameResult], None] | None = None,
 ) -> EpisodeRecord:
     """An episode driven by the code that runs on the robot, on what its sensors measure.
@@ -91,11 +113,14 @@ def drive_stack(
         config: All tunables; the speed limit and the route are the world's.
         bundle_name: For the record.
         degradation: What goes wrong with the sensors.
+        open_loop: The robot drives as the recording car did; plans are kept and change nothing.
         on_result: Called with every frame's result, before its plan is taken.
     """
     sensors = SensorRig(rig, world.start_ns, world.end_ns, world.seed, degradation)
     robot = Robot(rig.ego_length, rig.ego_width, rig.ego_center_x)
     loop = ClosedLoop(world, robot=robot, sensors=sensors)
+    if open_loop:
+        _drive_as_logged(loop)
     engine.reset_state()
     planning = config.planning.model_copy(update={"speed_limit": world.speed_limit})
     config = config.model_copy(update={"planning": planning})
@@ -144,3 +169,37 @@ def _keep_deadlines(pipeline: Pipeline, until_ns: int, take: Callable[[list[Fram
             return
         kept_ns = deadline_ns
         take(pipeline.poll(deadline_ns))
+
+
+@runtime_checkable
+class _LoggedDrive(Protocol):
+    """What `LogWorld` offers beside a `World`."""
+
+    def logged_ego(self, stamp_ns: int) -> EgoState:
+        """The recording car at an instant."""
+        ...
+
+
+class _LoggedVehicle(EgoVehicle):
+    """Moves as the recording car did, whatever it is told."""
+
+    def __init__(self, start: EgoState, world: _LoggedDrive) -> None:
+        super().__init__(start)
+        self._world = world
+
+    @property
+    def state(self) -> EgoState:
+        return self._world.logged_ego(self.stamp_ns)
+
+    def step(self, command: Command) -> None:
+        self.stamp_ns += TICK_NS
+        speed = self.state.speed
+        self.acceleration = (speed - self.speed) / TICK_S
+        self.speed = speed
+
+
+def _drive_as_logged(loop: ClosedLoop) -> None:
+    world = loop.world
+    if not isinstance(world, _LoggedDrive):
+        raise InputError(f"open loop follows a recorded drive, and {world.name} has none; drive a log")
+    loop.vehicle = _LoggedVehicle(world.start, world)

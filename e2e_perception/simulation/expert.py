@@ -26,11 +26,11 @@ from e2e_perception.simulation.world import World
 
 Array = NDArray[np.float64]
 
-STEP = 0.2  # [s] between the instants that are looked at
+STEP = 0.25  # [s] between the instants that are looked at
 HORIZON = 5.0  # [s]
 ACCELERATIONS = (-8.0, -6.0, -4.5, -3.0, -2.0, -1.2, -0.6, -0.2, 0.0, 0.5, 1.0, 1.8, 2.8)
 OFFSETS = (-2.4, -1.4, -0.7, 0.0, 0.7, 1.4, 2.4)
-STICKINESS = 0.25  # per metre of mean distance from the plan before
+STICKINESS = 0.3  # per metre of mean offset from the plan before, to the side
 
 # What the agents will do if the robot is driven by rules from here; None where nobody can tell.
 Imagine = Callable[[EgoState, float, float], Imagined]
@@ -84,7 +84,7 @@ class Expert:
         self._area = shapely.union_all([shapely.Polygon(p).buffer(0.1) for p in world.cast.road.drivable])
         shapely.prepare(self._area)
         self._s: float | None = None
-        self._previous: tuple[int, Array] | None = None  # stamp, (T, 2) points in odom
+        self._previous: tuple[float, Array] | None = None  # s then, (T, 2) s from there and d
 
     def decide(self, ego: EgoState) -> Decision:
         """Choose.
@@ -112,11 +112,10 @@ class Expert:
         if rule_sd is not None:
             sd = np.concatenate([sd, rule_sd[None]])
         costs = self.price(sd, ego, others)
-        totals = costs.sum(axis=1) + STICKINESS * self._deviation(sd, ego.stamp_ns)
+        totals = costs.sum(axis=1) + STICKINESS * self._deviation(sd)
         selected = int(np.argmin(totals))
         plan = self._plan(sd[selected], times, ego)
-        points = self._points(sd[selected])
-        self._previous = (ego.stamp_ns, points)
+        self._previous = (self._s, sd[selected])
         return Decision(plan, costs, selected)
 
     def price(self, sd_CT2: Array, ego: EgoState, others: Others) -> Array:
@@ -186,18 +185,14 @@ class Expert:
         normals = np.stack([-tangents[..., 1], tangents[..., 0]], axis=-1)
         return np.asarray(points + normals * sd_T2[..., 1:])
 
-    def _deviation(self, sd_CT2: Array, stamp_ns: int) -> Array:
-        """(C,) [m] mean distance from the plan before, where both are defined."""
+    def _deviation(self, sd_CT2: Array) -> Array:
+        """(C,) [m] mean distance to the side of the plan before, place by place."""
         if self._previous is None:
             return np.zeros(len(sd_CT2))
-        before_ns, points = self._previous
-        shift = (stamp_ns - before_ns) * 1e-9 / STEP
-        rows = np.arange(sd_CT2.shape[1]) + shift
-        both = rows <= len(points) - 1
-        if not both.any():
-            return np.zeros(len(sd_CT2))
-        expected = np.stack([np.interp(rows[both], np.arange(len(points)), points[:, k]) for k in (0, 1)], -1)
-        return np.asarray(np.linalg.norm(self._points(sd_CT2[:, both]) - expected, axis=-1).mean(axis=1))
+        s_before, sd = self._previous
+        assert self._s is not None
+        expected = np.interp(self._s + sd_CT2[..., 0], s_before + sd[:, 0], sd[:, 1])
+        return np.asarray(np.abs(sd_CT2[..., 1] - expected).mean(axis=1))
 
     def _plan(self, sd_T2: Array, times_T: Array, ego: EgoState) -> Plan:
         wanted = self.network.times_T

@@ -18,6 +18,12 @@ from e2e_perception.simulation.stage import EGO_LENGTH, EGO_WIDTH, Stage
 GOAL_GAP = 14.0  # [m] between base_link at the goal and something that stays in the way
 
 
+def _nearer_goal(stage: Stage, share: float) -> None:
+    """Where the hazard costs time: a goal at a share of what is possible on an empty road."""
+    if not isinstance(stage, JunctionStage):
+        stage.goal_s = min(stage.goal_s, stage.ego_s + share * stage.speed_limit * stage.duration_s)
+
+
 def _pace(stage: Stage) -> float:
     ego = stage.ego
     assert ego is not None
@@ -37,6 +43,7 @@ def braking_lead(stage: Stage) -> None:
             return None
         return float(np.clip(-lead.speed / 0.4, -braking, 0.0))
 
+    _nearer_goal(stage, 0.22)
     s = stage.ego_s + EGO_LENGTH + pace * float(rng.uniform(1.1, 1.8)) + 4.0
     lead = stage.vehicle(stage.ego_index, s, pace, target_speed=pace, script=script, protected=True)
 
@@ -45,6 +52,7 @@ def stopped_queue(stage: Stage) -> None:
     """The end of a queue, which moves on after a while."""
     rng, pace = stage.rng, _pace(stage)
     leaves = float(rng.uniform(4.0, 9.0))
+    _nearer_goal(stage, 0.22)
     s = stage.ego_s + pace**2 / 4.4 + float(rng.uniform(25.0, 55.0))
     for k in range(int(rng.integers(2, 6))):
 
@@ -133,6 +141,7 @@ def debris(stage: Stage) -> None:
 def blocking_truck(stage: Stage) -> None:
     """A slow truck ahead hides what comes after it: traffic that stands."""
     rng, pace = stage.rng, _pace(stage)
+    _nearer_goal(stage, 0.25)
     truck_pace = pace * float(rng.uniform(0.75, 0.95))
     s = stage.ego_s + EGO_LENGTH + 8.0 + 1.2 * pace
     truck = stage.vehicle(

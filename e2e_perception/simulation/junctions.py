@@ -36,6 +36,7 @@ class RoadPlan:
         lines: Painted lines, highway-env's coordinates.
         speed_limit: [m/s]
         urban: Houses rather than trees.
+        parking: Stretches where vehicles may be parked: a way, from and to where along it [m], offset [m].
     """
 
     network: RoadNetwork
@@ -45,6 +46,7 @@ class RoadPlan:
     arms: dict[str, list[tuple[LaneIndex, float]]]
     speed_limit: float
     urban: bool
+    parking: list[tuple[LaneIndex, float, float, float]] = field(default_factory=list)
     surfaces: list[NDArray[np.float64]] = field(default_factory=list)
     lines: list[Marking] = field(default_factory=list)
 
@@ -59,6 +61,14 @@ class RoadPlan:
         self.network.add_lane(index[0], index[1], lane)
         self.arms.setdefault(arm, []).append((index, share))
         self.surfaces.append(strip(lane.points_P2, lane.width / 2.0 + shoulder))
+
+    def add_parking(self, index: LaneIndex, first: float, last: float) -> None:
+        """Room for parked vehicles on the right of a way."""
+        lane = self.lane(index)
+        offset = lane.width / 2.0 + 1.3
+        s = np.arange(first, last, 2.0)
+        self.surfaces.append(strip(lane.positions(s, np.full_like(s, offset)), 1.35))
+        self.parking.append((index, first + 3.0, last - 3.0, offset))
 
     def paint(self, points_N2: NDArray[np.float64], *, dashed: bool = False, width: float = 0.15) -> None:
         """A white line."""
@@ -133,6 +143,7 @@ def intersection(rng: np.random.Generator) -> RoadPlan:
             lane = PathLane(_turned(course.points(), arm), width=width, speed_limit=limit, rank=rank)
             share = {"straight": 1.0, "right": 0.5, "left": 0.5}[turn]
             plan.add((f"from_{arm}", f"to_{target}", 0), lane, f"arm_{arm}", share)
+    _park_along_arms(plan, ARM - 16.0, rng)
     wanted = [i for i, _ in plan.arms["arm_0"]]
     plan.ego = wanted[int(rng.integers(len(wanted)))]
     plan.ego_s = ARM - 75.0
@@ -146,6 +157,17 @@ def intersection(rng: np.random.Generator) -> RoadPlan:
             stop = np.array([[-away, 0.2], [-away, width - 0.2]])
             plan.paint(_turned(stop, arm), width=0.35)
     return plan
+
+
+def _park_along_arms(plan: RoadPlan, length: float, rng: np.random.Generator) -> None:
+    """Room for parked vehicles on some sides of some arms, as far as the junction leaves it."""
+    for ways in list(plan.arms.values()):
+        index = ways[0][0]
+        total = plan.lane(index).length
+        if rng.random() < 0.6:
+            plan.add_parking(index, 5.0, length)
+        if rng.random() < 0.6:
+            plan.add_parking(index, total - length, total - 5.0)
 
 
 # ------------------------------------------------------------------ roundabout
@@ -184,6 +206,7 @@ def roundabout(rng: np.random.Generator) -> RoadPlan:
                 _turned(course.points(), arm), width=width, speed_limit=limit, rank=0, yield_s=enters
             )
             plan.add((f"from_{arm}", f"to_{target}", 0), lane, f"arm_{arm}", 1.0, shoulder=0.5)
+    _park_along_arms(plan, ARM - 25.0, rng)
     wanted = [i for i, _ in plan.arms["arm_0"]]
     plan.ego = wanted[int(rng.integers(len(wanted)))]
     plan.ego_s = ARM - 70.0
@@ -211,7 +234,7 @@ def _along(alignment: Alignment) -> Callable[[NDArray[np.float64]], NDArray[np.f
 def _motorway(rng: np.random.Generator) -> tuple[RoadPlan, Alignment, int, float]:
     limit = float(rng.uniform(15.0, 27.0))
     width = float(rng.uniform(3.4, 3.8))
-    num_lanes = int(rng.integers(1, 4))
+    num_lanes = int(rng.integers(2, 4))
     alignment = Alignment.random(1000.0, 1.2 * limit, rng)
     plan = RoadPlan(RoadNetwork(), ("", "", 0), 0.0, (0.0, 0.0), {}, limit, urban=False)
     bend = _along(alignment)
@@ -220,6 +243,12 @@ def _motorway(rng: np.random.Generator) -> tuple[RoadPlan, Alignment, int, float
         points = bend(np.stack([stations, np.full_like(stations, i * width)], axis=1))
         lane = PathLane(points, width=width, speed_limit=1.15 * limit, rank=2)
         plan.add(("main_start", "main_end", i), lane, "main", 1.0, shoulder=0.6)
+    # The opposite carriageway, beyond a median.
+    median = float(rng.uniform(5.0, 10.0))
+    for i in range(2):
+        back = np.stack([stations[::-1], np.full_like(stations, -median - i * width)], axis=1)
+        lane = PathLane(bend(back), width=width, speed_limit=1.15 * limit, rank=2)
+        plan.add(("opposite_start", "opposite_end", i), lane, "opposite", 1.0, shoulder=0.6)
     for i in range(num_lanes - 1):
         plan.paint(bend(np.stack([stations, np.full_like(stations, (i + 0.5) * width)], axis=1)), dashed=True)
     plan.paint(bend(np.stack([stations, np.full_like(stations, -0.5 * width)], axis=1)))
@@ -256,10 +285,10 @@ def merge(rng: np.random.Generator) -> RoadPlan:
     plan.paint(bend(edge.points()), dashed=True)
     if rng.random() < 0.65:
         plan.ego, place = ramps[int(rng.integers(len(ramps)))]
-        plan.ego_s, plan.meeting = 60.0, (place - 10.0, place + over)
+        plan.ego_s, plan.meeting = 120.0, (place - 10.0, place + over)
     else:
         plan.ego = ("main_start", "main_end", num_lanes - 1)
-        plan.ego_s, plan.meeting = 230.0, (begins, begins + length + over)
+        plan.ego_s, plan.meeting = 260.0, (begins, begins + length + over)
     return plan
 
 
@@ -289,7 +318,7 @@ def exit_(rng: np.random.Generator) -> RoadPlan:
     edge = Course(leaves + 20.0, right + width / 2.0, 0.0).straight(70.0)
     plan.paint(bend(edge.points()), dashed=True)
     plan.ego = ("main_1", "exit_1", 0)
-    plan.ego_s = leaves - 190.0 - 4.0 * plan.speed_limit if changes else leaves - 9.0 * plan.speed_limit
+    plan.ego_s = leaves - 190.0 - 2.0 * plan.speed_limit if changes else leaves - 7.0 * plan.speed_limit
     plan.ego_s = max(plan.ego_s, 30.0)
     plan.meeting = (leaves - 190.0 if changes else leaves, leaves + 60.0)
     return plan

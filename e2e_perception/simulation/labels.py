@@ -90,7 +90,7 @@ def frame_labels(
             break
         poses_N3, _ = scenario.agents_at(later_ns)
         futures[:n, k] = base_from_odom.apply(poses_N3[boxes.ids_N, :2])
-        futures_valid[:n, k] = True
+        futures_valid[:n, k] = scenario.present_at(later_ns)[boxes.ids_N]
         pose = base_from_odom @ scenario.ego_at(later_ns).odom_from_base.planar_part()
         ego_future[k] = (pose.x, pose.y, pose.yaw)
         ego_future_valid[k] = scenario.is_example(snapshot.stamp_ns, later_ns)

@@ -115,6 +115,9 @@ class PathLane(AbstractLane):  # type: ignore[misc]
         self.line_types = [LineType.NONE, LineType.NONE]
         self.forbidden, self.priority = False, rank
         self.speeds_P = self._comfortable_speeds()
+        # Drivers ask one by one; plain numbers are several times as fast then.
+        self._speeds: list[float] = self.speeds_P.tolist()
+        self._rows = np.column_stack([self.points_P2, self._tangents, self._headings]).tolist()
 
     def _comfortable_speeds(self) -> NDArray[np.float64]:
         # Over 4 m, so that the kinks of a polyline are not taken for bends.
@@ -127,11 +130,20 @@ class PathLane(AbstractLane):  # type: ignore[misc]
 
     def speed_at(self, s: float) -> float:
         """Speed of a driver there [m/s]."""
-        return float(self.speeds_P[int(np.clip(round(s / self._step), 0, len(self.speeds_P) - 1))])
+        return self._speeds[min(max(round(s / self._step), 0), len(self._speeds) - 1)]
 
     def position(self, longitudinal: float, lateral: float) -> NDArray[np.float64]:
         """(2,) [m] at (s, r)."""
-        return self.positions(np.array([longitudinal]), np.array([lateral]))[0]
+        last = len(self._rows) - 1
+        exact = min(max(longitudinal / self._step, 0.0), float(last))
+        i = min(int(exact), last - 1)
+        f = exact - i
+        x, y, c, s, _ = (
+            (1.0 - f) * before + f * after
+            for before, after in zip(self._rows[i], self._rows[i + 1], strict=True)
+        )
+        beyond = longitudinal - exact * self._step
+        return np.array([x + c * beyond - s * lateral, y + s * beyond + c * lateral])
 
     def positions(self, s_N: NDArray[np.float64], r_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, 2) [m] at (s, r)."""
@@ -164,8 +176,10 @@ class PathLane(AbstractLane):  # type: ignore[misc]
 
     def heading_at(self, longitudinal: float) -> float:
         """[rad], continuous along the lane."""
-        exact = np.clip(longitudinal / self._step, 0.0, len(self._headings) - 1.0)
-        return float(np.interp(exact, np.arange(len(self._headings)), self._headings))
+        last = len(self._rows) - 1
+        exact = min(max(longitudinal / self._step, 0.0), float(last))
+        i = min(int(exact), last - 1)
+        return float((1.0 - exact + i) * self._rows[i][4] + (exact - i) * self._rows[i + 1][4])
 
     def width_at(self, longitudinal: float) -> float:
         """[m], constant."""

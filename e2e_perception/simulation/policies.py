@@ -5,7 +5,7 @@
 | `expert` | everything, and the true futures | proposals priced with truth, see `expert` |
 | `ground-truth-planner` | true boxes and velocities now | the same, but futures at constant velocity |
 | `idm` | who is in its way now | follows the route by IDM; no right of way, nobody on foot beside the lane |
-| `blind` | the route and its own motion | follows the route at the speed limit |
+| `blind` | the route and its own motion | follows the route at the speed limit, slower in bends |
 | `constant-velocity` | its own motion at the start | goes on with the same speed and yaw rate |
 | `stop` | nothing | brakes to a standstill |
 | `bundle:PATH` | what the sensors measure | the stack that runs on the robot |
@@ -32,6 +32,8 @@ Array = NDArray[np.float64]
 TIMES = SIZES["tiny"].times_T
 STOP_BRAKING = 3.0  # [m/s^2]
 BLIND_ACCELERATION = 1.5  # [m/s^2] towards the limit
+BLIND_BRAKING = 1.5  # [m/s^2] before a bend
+BEND_COMFORT = 2.0  # [m/s^2] to the side
 
 
 class Policy(Protocol):
@@ -111,14 +113,31 @@ class BlindPolicy:
         route, limit = self._world.route, self._world.speed_limit
         pose = ego.odom_from_base.planar_part()
         self._s, d = route.project((pose.x, pose.y), self._s)
-        rising = min(abs(limit - ego.speed) / BLIND_ACCELERATION, 60.0)
-        a = BLIND_ACCELERATION * np.sign(limit - ego.speed)
-        t = np.minimum(TIMES, rising)
-        s = ego.speed * t + 0.5 * a * t**2 + np.maximum(TIMES - rising, 0.0) * limit
+        s = self._ahead(ego.speed, limit)
         points, tangents = route.at(self._s + s)
         normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=-1)
         points = points + normals * (d * np.exp(-TIMES / 1.0))[:, None]
         return plan_through(pose.inverse().apply(points), ego)
+
+    def _ahead(self, speed: float, limit: float) -> Array:
+        """(P,) [m]: how far it gets, slowing down for the route's bends as it has to know them."""
+        assert self._s is not None
+        step = 0.1
+        stations = self._s + np.arange(0.0, 4.5 * limit + 10.0, 2.0)
+        _, tangents = self._world.route.at(np.stack([stations - 2.0, stations + 2.0]))
+        turn = np.arcsin(
+            np.clip(tangents[0, :, 0] * tangents[1, :, 1] - tangents[0, :, 1] * tangents[1, :, 0], -1.0, 1.0)
+        )
+        allowed = np.minimum(limit, np.sqrt(BEND_COMFORT / np.maximum(np.abs(turn) / 4.0, 1e-6)))
+        for k in range(len(allowed) - 2, -1, -1):
+            allowed[k] = min(allowed[k], np.sqrt(allowed[k + 1] ** 2 + 2.0 * BLIND_BRAKING * 2.0))
+        way, ahead = [0.0], 0.0
+        for _ in range(round(TIMES[-1] / step)):
+            wanted = float(np.interp(self._s + ahead, stations, allowed))
+            speed += float(np.clip(wanted - speed, -2.0 * BLIND_BRAKING * step, BLIND_ACCELERATION * step))
+            ahead += max(speed, 0.0) * step
+            way.append(ahead)
+        return np.interp(TIMES, step * np.arange(len(way)), way)
 
 
 class ConstantVelocityPolicy:

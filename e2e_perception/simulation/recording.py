@@ -23,6 +23,7 @@ from e2e_perception.core.samples import AssembledFrame, SensorMessage
 from e2e_perception.runtime.preprocess import Preprocessor
 from e2e_perception.simulation.camera import render_camera_with_ids
 from e2e_perception.simulation.degradation import DegradationSchedule
+from e2e_perception.simulation.expert_drives import ProposalPricer
 from e2e_perception.simulation.impairment import MILLISECOND, Delivery, Impairment, Sample, sensor_key
 from e2e_perception.simulation.labels import boxes_in_base, frame_labels
 from e2e_perception.simulation.lidar import simulate_lidar_with_labels
@@ -117,6 +118,7 @@ def record_clips(
     seed: int = 0,
     randomize: bool = True,
     degradation: DegradationSchedule | None = None,
+    price_proposals: bool = False,
 ) -> Iterator[Clip]:
     """Training clips of a scenario: consecutive frames at the network's rate, clips `stride_s` apart.
 
@@ -134,6 +136,8 @@ def record_clips(
         seed: Of noise and randomisation.
         randomize: Vary the rig, see `randomization`.
         degradation: What goes wrong, counted from the scenario's start; None: nothing.
+        price_proposals: Whether each clip says what the proposals of the network's vocabulary would have cost
+            (`Clip.plan_costs_TCK`).
     Yields:
         Clips. Where the robot collides or swerves its path is not offered as an example.
     Raises:
@@ -149,10 +153,15 @@ def record_clips(
         else None
     )
     preprocessor = Preprocessor(network, rig)
+    pricer = ProposalPricer(scenario, network) if price_proposals else None
     period_ns = round(network.frame_period_s * 1e9)
     start_ns = scenario.start_ns + HISTORY_FRAMES * period_ns
     while start_ns + clip_length * period_ns <= scenario.end_ns:
-        yield _clip(scenario, rig, network, preprocessor, impairment, start_ns, clip_length, seed)
+        clip = _clip(scenario, rig, network, preprocessor, impairment, start_ns, clip_length, seed)
+        if pricer is not None:
+            costs = [pricer.costs(stamp_ns) for stamp_ns in clip.stamps_ns_T.tolist()]
+            clip = replace(clip, plan_costs_TCK=np.stack(costs))
+        yield clip
         start_ns += round(stride_s * 1e9)
 
 

@@ -40,6 +40,9 @@ class Scenario:
         collided: Whether the robot touched something; its driving is then no example.
         swerves: Intervals (start, end) [ns] in which the robot is pushed off its lane's centre on purpose;
             no plan can foresee them.
+        difficulty: Of the scenario, None where there is no such thing.
+        present_TN: (T, N), who was there; None: everybody, always.
+        obstacles_O5: x, y [m], yaw [rad], length, width [m] of clutter that lies on the road, odom frame.
     """
 
     kind: str
@@ -59,6 +62,9 @@ class Scenario:
     clutter_C12: NDArray[np.float64]
     collided: bool
     swerves: tuple[tuple[int, int], ...]
+    difficulty: float | None = None
+    present_TN: NDArray[np.bool_] | None = None
+    obstacles_O5: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5)))
     _cast: Cast = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,8 +78,8 @@ class Scenario:
 
     @property
     def name(self) -> str:
-        """Kind and seed, as clips state them."""
-        return f"{self.kind}/{self.seed}"
+        """Kind, seed and difficulty, as clips state them."""
+        return f"{self.kind}/{self.seed}" + ("" if self.difficulty is None else f"@{self.difficulty:g}")
 
     def is_example(self, from_ns: int, to_ns: int) -> bool:
         """Whether what the robot does between two instants is worth imitating: no collision, no push."""
@@ -110,13 +116,26 @@ class Scenario:
         velocities = (1.0 - f) * self.velocities_TN2[i] + f * self.velocities_TN2[i + 1]
         return poses, velocities
 
+    def present_at(self, stamp_ns: int) -> NDArray[np.bool_]:
+        """(N,), who is there at an instant: at the steps before and after it.
+
+        Raises:
+            InputError: If the scenario does not cover the instant.
+        """
+        i, _ = self._locate(stamp_ns)
+        if self.present_TN is None:
+            return np.ones(len(self.sizes_N3), np.bool_)
+        return np.asarray(self.present_TN[i] & self.present_TN[i + 1])
+
     def snapshot(self, stamp_ns: int) -> Snapshot:
         """The world at an instant: agents and clutter within `NEARBY` metres; identities are agent numbers.
 
         Raises:
             InputError: If the scenario does not cover it.
         """
-        return self._cast.snapshot(self.ego_at(stamp_ns), *self.agents_at(stamp_ns))
+        return self._cast.snapshot(
+            self.ego_at(stamp_ns), *self.agents_at(stamp_ns), self.present_at(stamp_ns)
+        )
 
 
 def contacts(

@@ -95,6 +95,17 @@ class Conditions:
     glare: float = 0.0
     sun: tuple[float, float] = (0.0, 0.1)
 
+    def describe(self) -> str:
+        """In a few words, e.g. `dusk, rain 12 mm/h`."""
+        words = ["night" if self.brightness < 0.42 else "dusk" if self.brightness < 0.66 else "day"]
+        if self.rain >= 0.5:
+            words.append(f"rain {self.rain:.0f} mm/h")
+        if self.haze >= 0.004:
+            words.append(f"{'fog' if self.haze >= 0.01 else 'haze'}, sight {3.0 / self.haze:.0f} m")
+        if self.glare >= 0.05:
+            words.append("low sun")
+        return ", ".join(words)
+
 
 @dataclass(frozen=True)
 class Snapshot:

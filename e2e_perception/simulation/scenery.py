@@ -6,7 +6,7 @@ Coordinates: everything is made in highway-env's (y right) and turned into `odom
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -69,6 +69,25 @@ class Clutter:
     def array(self) -> NDArray[np.float64]:
         """(N, 12) float64, columns as `rows`."""
         return np.array(self.rows, np.float64).reshape(-1, 12)
+
+
+def weather(rng: np.random.Generator, difficulty: float) -> Conditions:
+    """Light and air of a scenario: at random from clear day to night, rain, fog and a low sun.
+
+    Args:
+        rng: Randomness.
+        difficulty: 0 … 1; how often it is anything but a clear day, and how bad it gets.
+    """
+    base = random_conditions(rng)
+    draw, severity = rng.random(), float(rng.uniform(0.2, 1.0)) * (0.4 + 0.6 * difficulty)
+    azimuth, elevation = float(rng.uniform(-np.pi, np.pi)), float(np.deg2rad(rng.uniform(3.0, 15.0)))
+    if draw < 0.3 * (0.5 + difficulty):
+        return replace(base, rain=40.0 * severity, brightness=0.85 * base.brightness, sky=(160, 165, 170))
+    if draw < 0.45 * (0.5 + difficulty):
+        return replace(base, haze=max(base.haze, 0.035 * severity), sky=(185, 188, 190))
+    if draw > 0.9 and base.brightness > 0.6:
+        return replace(base, glare=severity, sun=(azimuth, elevation))
+    return base
 
 
 def random_conditions(rng: np.random.Generator) -> Conditions:

@@ -19,12 +19,16 @@ Array = NDArray[np.float64]
 
 TERMS = tuple(term for term in COST_TERMS if term != "imitation")
 MARGIN = 0.35  # [m] around others that is kept free where there is room
-MARGIN_SHARE = 0.15  # of a collision's cost
+MARGIN_SHARE = 0.15  # of a collision's cost; twice that for those who walk or cycle
+ON_FOOT, MARGIN_ON_FOOT = 1.0, 0.9  # [m] narrower than this it is no car, and more is kept free
 REAR_SHARE = 0.1  # of a collision's cost if somebody would run into the robot from behind
 DISCOUNT_S = 4.0  # later collisions cost less, exp(-t / DISCOUNT_S), as in the network
 STOPPING = 4.0  # [m/s^2] at which the robot has to be able to stop after the horizon
 COAST_S = 4.0  # [s] after the horizon within which it has to have stopped
+ALONG, SLOW = 0.85, 1.5  # cosine between headings, [m/s]: who is expected to go on as it does
 COMFORT_ACCELERATION, COMFORT_JERK = 2.0, 2.0  # [m/s^2], [m/s^3] at which each costs 1
+BEND = 4.0  # [m] over which the route's curvature is taken
+LATERAL_COMFORT, LATERAL_SLACK = 2.2, 0.4  # [m/s^2] sideways that costs nothing, and the excess that costs 1
 MIN_SPEED_LIMIT = 3.0  # [m/s]
 
 
@@ -95,7 +99,8 @@ def cost_table(
     Returns:
         (C, K), columns `TERMS`, unweighted: discounted share of time in collision (a collision while coming
         to a stop after the horizon counts half); share of instants off the road; mean squares of
-        acceleration and jerk; shortfall of the distance at the limit; mean distance from the route [m].
+        acceleration, jerk, and of what a bend asks for beyond comfort; shortfall of the distance at the
+        limit; mean distance from the route [m].
     """
     num, steps = sd_CT2.shape[:2]
     rectangles_CU5, times_U = _robot(sd_CT2, route, start_s, others.step, outline)
@@ -119,6 +124,12 @@ def cost_table(
     jerk = np.diff(acceleration, axis=1) / others.step
     comfort = np.square(acceleration / COMFORT_ACCELERATION).mean(axis=(1, 2))
     comfort += 0.3 * np.square(np.clip(jerk, -20.0, 20.0) / COMFORT_JERK).mean(axis=(1, 2))
+
+    _, before = route.at(start_s + sd_CT2[..., 0] - BEND / 2.0)
+    _, after = route.at(start_s + sd_CT2[..., 0] + BEND / 2.0)
+    turn = np.arcsin(np.clip(before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0], -1.0, 1.0))
+    sideways = np.abs(turn) / BEND * velocity[:, 1:, 0] ** 2
+    comfort += np.square(np.maximum(sideways - LATERAL_COMFORT, 0.0) / LATERAL_SLACK).mean(axis=1)
 
     wanted = max(speed_limit, MIN_SPEED_LIMIT) * others.step * steps
     progress = np.abs(wanted - sd_CT2[:, -1, 0]) / wanted
@@ -153,18 +164,24 @@ def _collisions(rectangles_CU5: Array, others: Others, steps: int) -> Array:
     """(C, U), 1 where the robot hits somebody, less where it comes too near or is run into."""
     num, instants = rectangles_CU5.shape[:2]
     boxes = others.boxes_TN5
-    if len(boxes) < instants:  # after the horizon everybody goes on as at its end
-        last, before = boxes[-1], boxes[-2]
-        ahead = np.arange(1, instants - len(boxes) + 1)[:, None, None]
+    if len(boxes) < instants:
+        # After the horizon everybody goes on as at its end. That says something of those who stand or drive
+        # along with the robot; where others go who cross or turn, nobody knows.
+        last, before = boxes[-1].copy(), boxes[-2]
         motion = np.zeros_like(last)
         motion[:, :2] = last[:, :2] - before[:, :2]
+        heading = rectangles_CU5[:, steps - 1, 2].mean()
+        along = np.cos(last[:, 2] - heading) > ALONG
+        slow = np.hypot(motion[:, 0], motion[:, 1]) < SLOW * others.step
+        last[~along & ~slow, :2] = 1e6
+        ahead = np.arange(1, instants - len(boxes) + 1)[:, None, None]
         boxes = np.concatenate([boxes, last[None] + ahead * motion[None]])
     still = np.broadcast_to(others.obstacles_O5, (instants, *others.obstacles_O5.shape))
     boxes = np.concatenate([boxes[:instants], still], axis=1)
     hits = np.zeros((num, instants))
     centers = rectangles_CU5[..., :2]
     low, high = centers.min(axis=0), centers.max(axis=0)  # (U, 2)
-    reach = 0.5 * np.hypot(boxes[..., 3], boxes[..., 4]) + 3.5
+    reach = 0.5 * np.hypot(boxes[..., 3], boxes[..., 4]) + 8.0
     near = (
         (boxes[..., :2] > low[:, None] - reach[..., None])
         & (boxes[..., :2] < high[:, None] + reach[..., None])
@@ -178,10 +195,21 @@ def _collisions(rectangles_CU5: Array, others: Others, steps: int) -> Array:
         return hits
     u, n = u[k], n[k]
     robot, other = rectangles_CU5[c, u], boxes[u, n]
+    # Between two instants the robot may pass what hardly moves altogether: there, all it covers counts.
+    before = rectangles_CU5[c, np.maximum(u - 1, 0), :2]
+    moved = np.where(u > 0, np.hypot(*(robot[:, :2] - before).T), 0.0)
+    other_before = boxes[np.maximum(u - 1, 0), n, :2]
+    is_slow = np.hypot(*(other[:, :2] - other_before).T) < SLOW * others.step
+    covered = np.where(is_slow, np.minimum(moved, 20.0), 0.0)
+    robot[:, 0] -= 0.5 * covered * np.cos(robot[:, 2])
+    robot[:, 1] -= 0.5 * covered * np.sin(robot[:, 2])
+    robot[:, 3] += covered
     touching = overlap(robot, other)
     wider = other.copy()
-    wider[:, 3:] += np.array([2.0 * MARGIN, 2.0 * MARGIN])
-    cost = np.where(touching, 1.0, np.where(overlap(robot, wider), MARGIN_SHARE, 0.0))
+    on_foot = other[:, 4] < ON_FOOT
+    wider[:, 3:] += 2.0 * np.where(on_foot, MARGIN_ON_FOOT, MARGIN)[:, None]
+    near_share = np.where(on_foot, 2.0 * MARGIN_SHARE, MARGIN_SHARE)
+    cost = np.where(touching, 1.0, np.where(overlap(robot, wider), near_share, 0.0))
     from_behind = np.zeros(boxes.shape[1], np.bool_)
     from_behind[: len(others.behind_N)] = others.behind_N
     cost = np.where(from_behind[n], REAR_SHARE * cost, cost)

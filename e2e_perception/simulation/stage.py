@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import shapely
 from highway_env.road.lane import AbstractLane
 from highway_env.road.road import LaneIndex, RoadNetwork
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +40,7 @@ from e2e_perception.simulation.world import START_NS, STEP_S
 EGO_LENGTH, EGO_WIDTH, EGO_CENTER_X = 4.6, 1.9, 1.4  # [m], as in the shipped rigs
 EGO_START_S = 90.0  # [m] along the road; traffic may start behind
 FORWARD, ONCOMING = ("forward_start", "forward_end"), ("oncoming_start", "oncoming_end")
+OPPOSITE = ("opposite_start", "opposite_end")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Stage:
     length: float
     speed_limit: float
     urban: bool
+    duration_s: float = 0.0
 
     def __init__(
         self, kind: str, network: RoadNetwork, rng: np.random.Generator, difficulty: float | None
@@ -220,13 +223,26 @@ class Stage:
             class_id = TRUCK if self.rng.random() < 0.12 else CAR
         look = Look.random(class_id, self.rng)
         point = self.positions(s, r)
-        for other in self.road.objects:
-            if np.hypot(*(other.position - point)) < (other.LENGTH + look.size[0]) / 2.0 + 0.6:
-                return None
+        if not self._has_room(point, look):
+            return None
         heading = self.heading_at(s) + float(self.rng.normal(0.0, askew))
         if faces_back:
             heading += np.pi
-        body = ParkedVehicle(self.road, point, heading, look.footprint)
+        return self._put(point, heading, look, protected)
+
+    def stand(self, point_2: NDArray[np.float64], heading: float, class_id: int) -> Actor | None:
+        """A parked vehicle in highway-env's coordinates, or None if somebody is there already."""
+        look = Look.random(class_id, self.rng)
+        return self._put(point_2, heading, look, False) if self._has_room(point_2, look) else None
+
+    def _has_room(self, point_2: NDArray[np.float64], look: Look) -> bool:
+        return all(
+            np.hypot(*(other.position - point_2)) >= (other.LENGTH + look.size[0]) / 2.0 + 0.6
+            for other in self.road.objects
+        )
+
+    def _put(self, point_2: NDArray[np.float64], heading: float, look: Look, protected: bool) -> Actor:
+        body = ParkedVehicle(self.road, point_2, heading, look.footprint)
         self.road.objects.append(body)
         self.actors.append(Actor(body, look, protected))
         return self.actors[-1]
@@ -343,12 +359,19 @@ class CorridorStage(Stage):
         self.section = self._cross_section()
         self.ego_s, self.length = EGO_START_S, self.alignment.length
         self.ego_r, self.ego_index = self.ego_lane * self.lane_width, (*FORWARD, self.ego_lane)
-        self.goal_s = EGO_START_S + 0.5 * self.speed_limit * duration_s
+        self.goal_s = EGO_START_S + 0.4 * self.speed_limit * duration_s
         network = RoadNetwork()
         for i in range(self.num_lanes):
             network.add_lane(*FORWARD, self._lane(i * self.lane_width))
         if self.two_way:
             network.add_lane(*ONCOMING, self._lane(-self.lane_width, oncoming=True))
+        # A motorway's other carriageway, beyond a median.
+        self.opposite: tuple[float, ...] = ()
+        if difficulty is not None and not urban:
+            median = float(rng.uniform(5.0, 10.0))
+            self.opposite = (-median, -median - self.lane_width)
+            for offset in self.opposite:
+                network.add_lane(*OPPOSITE, self._lane(offset, oncoming=True))
         super().__init__(kind, network, rng, difficulty)
 
     def positions(self, s: ArrayLike, r: ArrayLike) -> NDArray[np.float64]:
@@ -361,11 +384,33 @@ class CorridorStage(Stage):
 
     def ground(self, to_odom: ToOdom) -> Road:
         """The surface, odom frame."""
-        return surface(self.alignment, self.section, to_odom)
+        road = surface(self.alignment, self.section, to_odom)
+        if not self.opposite:
+            return road
+        left, right = self._opposite_edges()
+        edges = (to_odom(left), to_odom(right))
+        return replace(
+            road,
+            drivable=(*road.drivable, np.concatenate([edges[0], edges[1][::-1]])),
+            boundaries=(*road.boundaries, *edges),
+        )
 
     def scenery(self) -> NDArray[np.float64]:
         """(C, 12), rails, houses, trees and poles along the road."""
-        return scatter(self.alignment, self.section, 3.2 if self.urban else 0.0, self.rng)
+        clutter = scatter(self.alignment, self.section, 3.2 if self.urban else 0.0, self.rng)
+        if not self.opposite:
+            return clutter
+        left, right = self._opposite_edges()
+        area = shapely.Polygon(np.concatenate([left, right[::-1]])).buffer(1.5)
+        return clutter[~shapely.intersects_xy(area, clutter[:, 0], clutter[:, 1])]
+
+    def _opposite_edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        s = np.arange(0.0, self.alignment.length, 4.0)
+        margin = 0.5 * self.lane_width + 0.6
+        return (
+            self.alignment.positions(s, self.opposite[-1] - margin),
+            self.alignment.positions(s, self.opposite[0] + margin),
+        )
 
     def _lane(self, offset: float, *, oncoming: bool = False) -> AbstractLane:
         return self.alignment.lane(offset, self.lane_width, self.speed_limit * 1.2, oncoming=oncoming)
@@ -405,6 +450,13 @@ class CorridorStage(Stage):
             flow = self.speed_limit * self.rng.uniform(0.6, 1.05)
             length = self.alignment.length
             self.fill_lane((*ONCOMING, 0), 5.0, length - EGO_START_S - 8.0, density * 1.5, flow)
+
+    def fill_opposite(self) -> None:
+        """Traffic on the other carriageway."""
+        for i in range(len(self.opposite)):
+            flow = self.speed_limit * self.rng.uniform(0.7, 1.05)
+            last = self.alignment.length - 8.0
+            self.fill_lane((*OPPOSITE, i), 5.0, last, self.rng.uniform(20.0, 70.0), flow, change_lanes=True)
 
     def fill_pavements(self) -> None:
         """Parked vehicles beside the lanes, and people on the pavements."""

@@ -68,7 +68,7 @@ def _braking_lead(stage: CorridorStage) -> None:
     lasts = rng.uniform(2.0, 6.0)
     slow = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 0.6)) * ego.speed
     resumes = rng.random() < 0.6 or stage.live
-    stage.goal_s = EGO_START_S + 0.3 * stage.speed_limit * stage.duration_s
+    stage.goal_s = EGO_START_S + 0.22 * stage.speed_limit * stage.duration_s
     lead: TrafficVehicle | None = None
 
     def script(time: float) -> float | None:
@@ -124,7 +124,7 @@ def _stopped_queue(stage: CorridorStage) -> None:
     leaves = float(rng.uniform(5.0, 14.0)) if rng.random() < 0.4 else None
     if stage.live:
         leaves = float(rng.uniform(4.0, 9.0))
-        stage.goal_s = EGO_START_S + 0.3 * stage.speed_limit * stage.duration_s
+        stage.goal_s = EGO_START_S + 0.22 * stage.speed_limit * stage.duration_s
     _queue(stage, EGO_START_S + needed + rng.uniform(5.0, 70.0), leaves)
     stage.fill_neighbours(speed_share=(0.15, 1.0))
     stage.fill_pavements()
@@ -177,6 +177,7 @@ def _cut_in(stage: CorridorStage) -> None:
     speed = max(ego.speed - rng.uniform(0.0, 7.0), 4.0)
     merges = rng.uniform(1.0, max(1.5, 0.5 * stage.duration_s))
     gap = EGO_LENGTH + rng.uniform(5.0, 12.0) + (ego.speed - speed) * merges
+    stage.goal_s = EGO_START_S + 0.6 * speed * stage.duration_s
     slack = rng.uniform(0.5, 6.0)
     brakes = rng.uniform(2.0, 5.0) if rng.random() < 0.35 else 0.0
     stays = rng.random() < 0.2 and stage.has_decoys  # drives beside and never comes over

@@ -25,7 +25,7 @@ from e2e_perception.simulation.drivers import TrafficVehicle, Walker
 from e2e_perception.simulation.hazards import HAZARDS
 from e2e_perception.simulation.junction_stage import JunctionStage
 from e2e_perception.simulation.scenario import contacts
-from e2e_perception.simulation.scenery import random_conditions
+from e2e_perception.simulation.scenery import weather
 from e2e_perception.simulation.stage import EGO_CENTER_X, CorridorStage, Stage
 from e2e_perception.simulation.traffic import SETTINGS
 from e2e_perception.simulation.world import START_NS, STEP_NS, STEP_S, AgentHistory, AgentStates, Cast
@@ -45,8 +45,8 @@ HAZARDS_ON: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "merge": ("aggressive_merger", "braking_lead", "blocking_truck"),
         "exit": ("braking_lead", "stopped_queue", "debris", "blocking_truck"),
-        "intersection": ("crossing", "cyclist", "braking_lead", "stopped_queue", "debris", "blocking_truck"),
-        "roundabout": ("crossing", "cyclist", "braking_lead", "stopped_queue", "debris"),
+        "intersection": ("crossing", "cyclist", "braking_lead", "stopped_queue", "blocking_truck"),
+        "roundabout": ("crossing", "cyclist", "braking_lead", "stopped_queue"),
         "two_way": (
             "crossing",
             "cyclist",
@@ -63,8 +63,9 @@ FAMILIES = tuple(
     family for road in ROADS for family in (road, *(f"{road}+{hazard}" for hazard in HAZARDS_ON[road]))
 )
 DURATION_S: Mapping[str, float] = MappingProxyType(
-    {"highway": 14.0, "merge": 22.0, "exit": 22.0, "intersection": 28.0, "roundabout": 28.0, "two_way": 16.0}
+    {"highway": 14.0, "merge": 34.0, "exit": 34.0, "intersection": 40.0, "roundabout": 40.0, "two_way": 16.0}
 )
+ATTENTION = 75.0  # [m] around the robot within which the others' decisions are imagined
 ROUTE_SPACING = 2.0  # [m]
 ROUTE_BEHIND = 30.0  # [m] of it behind the robot
 
@@ -140,6 +141,7 @@ def make_stage(spec: ScenarioSpec) -> Stage:
         stage.fill_pavements()
     else:
         SETTINGS[kind](stage)
+    stage.fill_opposite()
     return stage
 
 
@@ -209,7 +211,7 @@ class TrafficWorld:
             parts=parts_of([actor.look for actor in stage.actors], stage.rng),
             clutter_C12=clutter,
             road=stage.ground(self._to_odom),
-            conditions=random_conditions(stage.rng),
+            conditions=weather(stage.rng, spec.difficulty),
         )
         stations = np.arange(stage.ego_s - ROUTE_BEHIND, stage.length, ROUTE_SPACING)
         self.route = Route(self._to_odom(stage.positions(stations, stage.ego_r)))
@@ -274,7 +276,7 @@ class TrafficWorld:
             for k in range(1, num + 1):
                 for cue in self._stage.cues:
                     cue(road.time)
-                road.act()
+                road.act(near=(car.position, ATTENTION))
                 road.step(step_s)
                 if plan is not None:
                     self._place(_ego_on(plan, ego, k * step_s))

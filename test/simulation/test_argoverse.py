@@ -143,7 +143,7 @@ def test_a_log_without_sensors_and_calibration_is_read(tmp_path: Path) -> None:
     assert len(log.sweeps_ns) == 0
     assert log.images_ns == {}
     assert log.ego_from_sensor == {}
-    with pytest.raises(InputError, match="bare has no calibration of up_lidar .* name a rig of your own"):
+    with pytest.raises(InputError, match=r"bare has no calibration of up_lidar .* name a rig of your own"):
         log_rig(log)
 
 
@@ -227,7 +227,7 @@ def _archive(change: Callable[[dict[str, dict[str, dict[str, object]]]], object]
         (_archive(lambda a: a["lane_segments"].clear()), "has 0 lanes and 1 drivable areas"),
         (_archive(lambda a: a["lane_segments"]["100"].update(successors=None)), "is no map of Argoverse 2"),
         (
-            _archive(lambda a: a["drivable_areas"]["1"].update(area_boundary=[{"x": 1.0, "y": float("nan")}] * 3)),
+            _archive(lambda a: a["drivable_areas"]["1"].update(area_boundary=[{"x": 1.0, "y": np.nan}] * 3)),
             "with a non-finite one",
         ),
         (_column("qw", None), "has no column qw; it has timestamp_ns"),

@@ -250,6 +250,62 @@ def test_haze_fades_the_world_to_the_horizon_exponentially() -> None:
         assert contrast(0.03, distance) / contrast(0.0, distance) == pytest.approx(expected, abs=0.03)
 
 
+def test_rain_darkens_draws_streaks_that_move_and_spares_the_drawn_objects_places() -> None:
+    conditions = Conditions(rain=25.0, sky=(160, 165, 170))
+    block = Block((12.0, 1.0))
+    dry = make_snapshot(block, road=straight_road(), conditions=Conditions(sky=(160, 165, 170)))
+    wet = make_snapshot(block, road=straight_road(), conditions=conditions)
+    before = render_camera(dry, CAMERA, rng()).rgb_HW3.astype(float)
+    first, second = (render_camera(wet, CAMERA, rng(seed)).rgb_HW3.astype(float) for seed in (1, 2))
+
+    assert first.mean() < 0.9 * before.mean()
+    # A streak is brighter than its surroundings: the lower half of the picture, road, gets a long upper tail.
+    tail = [np.mean(rgb[160:] > np.median(rgb[160:]) + 25) for rgb in (before, first)]
+    assert tail[1] > tail[0] + 0.01
+    moved = np.abs(first - second) > 25
+    assert moved.mean() > 0.01
+
+
+def test_heavier_rain_has_more_streaks() -> None:
+    spread = []
+    for rain in (4.0, 20.0, 60.0):
+        snapshot = make_snapshot(conditions=Conditions(rain=rain, sky=(160, 160, 160)))
+        rgb = render_camera(snapshot, CAMERA, rng(3)).rgb_HW3.astype(float)
+        spread.append(np.mean(rgb[:90, :, 0] > np.median(rgb[:90, :, 0]) + 15))
+
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_glare_blooms_around_the_suns_place_unless_something_stands_before_it() -> None:
+    azimuth, elevation = 0.3, 0.1
+    glare = Conditions(glare=1.0, sun=(azimuth, elevation))
+    direction = np.array(
+        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
+    )
+    u, v = np.round(projected(1e6 * direction[None], CAMERA)[0]).astype(int)
+    pose = SE3.planar(30.0, -20.0, 0.0)
+
+    def picture(conditions: Conditions, *blocks: Block) -> NDArray[np.float64]:
+        snapshot = make_snapshot(*blocks, pose=pose, road=straight_road(), conditions=conditions)
+        return render_camera(snapshot, CAMERA, rng()).rgb_HW3.astype(float)
+
+    blinded, clear = picture(glare), picture(Conditions())
+    added = (blinded - clear).mean(axis=-1)
+    assert (blinded[v - 3 : v + 4, u - 3 : u + 4] > 240).all()  # but for noise
+    # On the dark road nothing saturates: 255 (7 deg / angle)^2 is added.
+    for row, column in ((140, 120), (220, 350), (180, 600)):
+        ray = CAMERA.base_from_sensor.rotation @ np.linalg.inv(CAMERA.intrinsics) @ (column, row, 1.0)
+        angle_deg = np.degrees(np.arccos(ray @ direction / np.linalg.norm(ray)))
+        found = added[row - 2 : row + 3, column - 2 : column + 3].mean()
+        assert found == pytest.approx(255 * (7 / angle_deg) ** 2, rel=0.05, abs=1.0)
+
+    tower = Block(
+        (30.0 + 20.0 * np.cos(azimuth), -20.0 + 20.0 * np.sin(azimuth)), (4.0, 4.0, 20.0), class_name=None
+    )
+    np.testing.assert_array_equal(picture(glare, tower), picture(Conditions(), tower))
+    np.testing.assert_array_equal(picture(Conditions(glare=1.0, sun=(azimuth + np.pi, elevation))), clear)
+
+
 def test_brightness_scales_the_picture() -> None:
     block = Block((15.0, 2.0), class_name=None)
     means = [

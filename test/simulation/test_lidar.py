@@ -180,22 +180,60 @@ def test_dropout_loses_the_stated_share() -> None:
     assert len(full.fields["x"]) > near
 
 
-def test_haze_loses_returns_as_the_square_of_the_transmission() -> None:
-    snapshot_of = {
-        haze: make_snapshot(
-            Block((20.0, 0.0), (0.5, 12.0, 8.0), reflectivity=0.9), conditions=Conditions(haze=haze)
-        )
-        for haze in (0.0, 0.02)
-    }
-    counts = {
-        haze: np.mean(
-            [np.count_nonzero(simulate_lidar_with_labels(s, LIDAR, rng(i))[1] == 0) for i in range(5)]
-        )
-        for haze, s in snapshot_of.items()
-    }
+WALL = Block((20.0, 0.0), (0.5, 12.0, 8.0), reflectivity=0.9)  # 18.6 to 19.6 m away
 
-    # The wall is 18.6 to 19.6 m away.
-    assert counts[0.02] / counts[0.0] == pytest.approx(np.exp(-2 * 0.02 * 19.0), abs=0.04)
+
+def in_weather(**conditions: float) -> tuple[PointsSample, NDArray[np.int64], Snapshot]:
+    snapshot = make_snapshot(WALL, road=straight_road(), conditions=Conditions(**conditions))
+    return *simulate_lidar_with_labels(snapshot, LIDAR, rng()), snapshot
+
+
+def test_intensity_falls_as_the_square_of_the_transmission() -> None:
+    (clear, clear_labels, _), (hazy, hazy_labels, _) = in_weather(), in_weather(haze=0.02)
+    means = [s.fields["intensity"][n == 0].mean() for s, n in ((clear, clear_labels), (hazy, hazy_labels))]
+
+    assert means[1] / means[0] == pytest.approx(np.exp(-2 * 0.02 * 19.0), rel=0.03)
+
+
+def test_fog_hides_what_is_far_behind_returns_of_its_own_near_the_lidar() -> None:
+    on_wall, drops, ground = [], [], []
+    for haze in (0.0, 0.02, 0.06, 0.15):
+        sample, labels, snapshot = in_weather(haze=haze)
+        placed = in_odom(sample, snapshot)
+        off = surface_distances(placed, snapshot) > 0.01
+        on_wall.append(np.count_nonzero(labels == 0))
+        drops.append(np.count_nonzero(off))
+        ground.append(np.percentile(np.abs(placed[(labels == -1) & ~off, 0]), 99))
+        assert (labels[off] == -1).all()
+        if off.any():
+            assert np.median(np.linalg.norm(points(sample)[off], axis=1)) < 8.0
+
+    assert on_wall[1] > 0.95 * on_wall[0]  # 150 m visibility
+    assert 0.2 * on_wall[0] < on_wall[2] < 0.8 * on_wall[0]  # 50 m
+    assert on_wall[3] < 0.1 * on_wall[0]  # 20 m
+    assert drops[0] == 0
+    assert drops[0] < drops[1] < drops[2]
+    assert ground[2] < 0.6 * ground[0]
+
+
+def test_rain_gives_a_few_drops_and_costs_returns_from_the_wet_road() -> None:
+    (dry, dry_labels, snapshot), (rainy, labels, _) = in_weather(), in_weather(rain=40.0)
+    off = surface_distances(in_odom(rainy, snapshot), snapshot) > 0.01
+
+    assert 20 < np.count_nonzero(off) < 0.1 * len(off)
+    assert np.count_nonzero(labels == 0) > 0.98 * np.count_nonzero(dry_labels == 0)
+
+    def far_ground(sample: PointsSample, of: NDArray[np.int64]) -> int:
+        placed = in_odom(sample, snapshot)
+        return np.count_nonzero((of == -1) & (np.abs(placed[:, 2]) < 0.01) & (np.abs(placed[:, 0]) > 25.0))
+
+    assert far_ground(rainy, labels) < 0.8 * far_ground(dry, dry_labels)
+
+
+def test_clear_air_of_three_kilometres_visibility_gives_hardly_any_drop() -> None:
+    sample, _, snapshot = in_weather(haze=0.001)
+
+    assert np.count_nonzero(surface_distances(in_odom(sample, snapshot), snapshot) > 0.01) < 10
 
 
 def test_nothing_is_returned_from_beyond_the_range_limit() -> None:

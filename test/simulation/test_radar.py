@@ -10,7 +10,8 @@ from e2e_perception.core.frames import SE3
 from e2e_perception.core.rig import Radar
 from e2e_perception.core.samples import PointsSample
 from e2e_perception.simulation.radar import radar_velocity, reflections, simulate_radar
-from e2e_perception.simulation.scene import Snapshot
+from e2e_perception.simulation.scene import Conditions, Snapshot
+from e2e_perception.simulation.weather import radar_loss_db
 
 blocks = st.builds(
     Block,
@@ -165,6 +166,25 @@ def test_strong_and_near_objects_are_detected_more_often() -> None:
     assert 0.2 < rate(50.0, -5.0) < 0.8
     assert rate(80.0, -5.0) < 0.1
     assert rate(80.0, 10.0) > 0.8  # a car
+
+
+def test_rain_weakens_echoes_by_what_it_takes_there_and_back() -> None:
+    # ITU-R P.838-3 at 77 GHz, horizontal: 1.132 R^0.7177 dB/km.
+    np.testing.assert_allclose(
+        radar_loss_db(50.0, np.array([100.0])), 2 * 0.1 * 1.132 * 50.0**0.7177, rtol=0.02
+    )
+    block = Block((83.7, 0.4), (0.3, 4.0, 3.0), rcs=10.0)
+    means = [
+        np.concatenate(
+            [
+                simulate_radar(make_snapshot(block, conditions=c), RADAR, rng(i)).fields["rcs"]
+                for i in range(300)
+            ]
+        )
+        for c in (Conditions(), Conditions(rain=50.0), Conditions(haze=0.06))
+    ]
+    assert means[0].mean() - means[1].mean() == pytest.approx(3.0, abs=0.4)
+    np.testing.assert_array_equal(means[0], means[2])  # fog is no matter
 
 
 def test_clutter_has_the_stated_mean_and_mostly_stands_still() -> None:

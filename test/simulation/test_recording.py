@@ -17,6 +17,7 @@ from e2e_perception.core.resources import config_dir
 from e2e_perception.core.rig import Camera, Rig, load_rig
 from e2e_perception.core.samples import ImageSample, PointsSample
 from e2e_perception.deploy.contract import tensor_contract
+from e2e_perception.simulation.degradation import DegradationSchedule
 from e2e_perception.simulation.labels import road_maps
 from e2e_perception.simulation.randomization import network_sized, randomized_rig
 from e2e_perception.simulation.recording import odometry, record_clips, sensor_messages, true_boxes
@@ -271,6 +272,93 @@ def test_ego_state_tells_speed_limit_and_acceleration() -> None:
     assert state["speed_limit"] == pytest.approx(made.speed_limit, abs=1e-3)
     past = made.ego_at(int(clip.stamps_ns_T[0]) - 300 * MILLISECOND)
     assert state["acceleration"] == pytest.approx((ego.speed - past.speed) / 0.3, abs=0.05)
+
+
+# ------------------------------------------------------------------ degraded
+
+
+def degraded(*entries: dict[str, object]) -> DegradationSchedule:
+    return DegradationSchedule.model_validate({"name": "test", "entries": entries})
+
+
+def degraded_clips(*entries: dict[str, object]) -> list[Clip]:
+    made = record_clips(
+        scenario(), rig(), SMALL, clip_length=4, stride_s=0.7, seed=2, degradation=degraded(*entries)
+    )
+    return list(made)
+
+
+def test_a_schedule_that_does_nothing_changes_no_byte_of_a_clip() -> None:
+    for a, b in zip(clips(), degraded_clips({"effect": "rain", "strength": 0.0}), strict=True):
+        assert all(np.array_equal(value, b.arrays()[name]) for name, value in a.arrays().items())
+
+
+def test_a_dead_sensor_is_invalid_in_its_frames_and_nothing_else_changes() -> None:
+    # Clips of four frames begin 0.4, 1.1, 1.8 and 2.5 s after the start.
+    made = degraded_clips({"effect": "death", "sensors": "front", "from_s": 1.25})
+    slot = SMALL.cameras.index("front")
+    valid = np.stack([clip.inputs["camera_valid"][:, slot] for clip in made])
+
+    np.testing.assert_array_equal(valid, [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    for before, after in zip(clips(), made, strict=True):
+        lost = after.inputs["camera_valid"][:, slot] == 0
+        assert not after.inputs["images"][lost, slot].any()
+        others = [k for k in range(len(SMALL.cameras)) if k != slot]
+        assert np.array_equal(before.inputs["images"][:, others], after.inputs["images"][:, others])
+        assert np.array_equal(before.inputs["lidar_raster"], after.inputs["lidar_raster"])
+
+
+def test_lost_late_and_wrongly_stamped_messages_are_missing_in_their_frames() -> None:
+    half = degraded_clips({"effect": "packet_loss", "sensors": "camera", "share": 0.5})
+    share = np.mean([clip.inputs["camera_valid"] for clip in half])
+    assert 0.2 < share < 0.8
+    assert all((clip.inputs["lidar_valid"] == 1.0).all() for clip in half)
+
+    late, soon = (
+        degraded_clips({"effect": "latency", "sensors": "lidar", "extra_ms": ms})[0] for ms in (80.0, 40.0)
+    )
+    assert not late.inputs["lidar_valid"].any()
+    assert soon.inputs["lidar_valid"].all()
+
+    off, near = (
+        degraded_clips({"effect": "clock_offset", "sensors": "camera", "offset_ms": ms})[0]
+        for ms in (41.0, 30.0)
+    )
+    assert not off.inputs["camera_valid"].any()
+    assert near.inputs["camera_valid"].all()
+
+
+def test_what_a_dead_rig_does_not_see_weighs_nothing() -> None:
+    for clip in degraded_clips({"effect": "death"}):
+        assert not clip.visible_TB.any()
+        assert not clip.weights_TB.any()
+
+
+def test_a_frozen_camera_shows_the_world_of_the_moment_it_froze() -> None:
+    frozen = degraded_clips({"effect": "freeze", "sensors": "front", "from_s": 0.4})[-1]
+    free = clips()[-1]
+    slot = SMALL.cameras.index("front")
+
+    def change(clip: Clip) -> float:
+        first, last = clip.inputs["images"][[0, 3], slot].astype(int)
+        return float(np.abs(first - last).mean())
+
+    assert change(frozen) < 4.0  # only noise
+    assert change(free) > 1.5 * change(frozen)
+
+
+def test_degraded_messages_are_those_of_the_sensor_rig_in_order_of_arrival() -> None:
+    short = dataclasses.replace(scenario(), end_ns=scenario().start_ns + 500 * MILLISECOND)
+    intact = list(sensor_messages(short, rig(), seed=1))
+    messages = list(
+        sensor_messages(
+            short, rig(), 1, degraded({"effect": "latency", "sensors": "lidar", "extra_ms": 300.0})
+        )
+    )
+
+    assert sorted(m.arrival_ns for m in messages) == [m.arrival_ns for m in messages]
+    assert {(m.sensor, m.stamp_ns) for m in messages} == {(m.sensor, m.stamp_ns) for m in intact}
+    assert max(m.arrival_ns for m in messages) > short.end_ns + 300 * MILLISECOND
 
 
 # ------------------------------------------------------------------ rigs

@@ -8,7 +8,7 @@ from e2e_perception.core.rig import Mount
 from e2e_perception.simulation.camera import render_ids
 from e2e_perception.simulation.lidar import simulate_lidar_with_labels
 from e2e_perception.simulation.radar import reflections
-from e2e_perception.simulation.scene import Snapshot
+from e2e_perception.simulation.scene import Conditions, Snapshot
 from e2e_perception.simulation.visibility import (
     ID_SIZE,
     MIN_LIDAR_RETURNS,
@@ -87,6 +87,17 @@ def test_a_label_counts_as_visible_from_the_stated_numbers_on() -> None:
     )
 
     np.testing.assert_array_equal(found.visible_L, [False, False, True, True])
+
+
+def test_cameras_do_not_count_what_fog_takes_more_than_95_percent_of_the_contrast_of() -> None:
+    # In fog of ln 20 / 0.06 = 50 m visibility.
+    near, far = Block((40.0, 2.0)), Block((60.0, -4.0))
+    foggy = make_snapshot(near, far, conditions=Conditions(haze=0.06))
+    found = observed(foggy, lidar=False)
+
+    np.testing.assert_array_equal(found.visible_L, [True, False])
+    np.testing.assert_array_equal(found.fractions_L > 0.0, [True, False])
+    np.testing.assert_array_equal(observed(make_snapshot(near, far), lidar=False).visible_L, [True, True])
 
 
 def test_a_world_without_agents_has_empty_counts() -> None:

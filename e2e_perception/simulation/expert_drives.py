@@ -1,0 +1,152 @@
+"""What the expert drove, kept as a `Scenario` to record clips and bags of; and what its alternatives cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.frames import wrap_angle
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.proposals import manoeuvres
+from e2e_perception.simulation.closed_loop import ClosedLoop, Robot
+from e2e_perception.simulation.driving import drive_with
+from e2e_perception.simulation.policies import make_policy
+from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario
+from e2e_perception.simulation.scoring import Others, Outline, Weights, cost_table
+from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
+
+PRICING_STEP = 0.25  # [s]
+AREA_MARGIN = 0.1  # [m] by which a corner may leave the drivable area
+
+
+def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | None = None) -> Scenario:
+    """Let the expert drive a scenario and keep the drive.
+
+    Args:
+        spec: Which one.
+        policy: Somebody else to drive, one of `policies.SIMPLE_POLICIES`.
+        robot: Outline and actuators.
+    Returns:
+        The drive. Its last `LABEL_HORIZON_S` are for labels alone. A drive that ended in a contact, off the
+        road or short of the goal is kept too, and marked `collided`: it is no example to imitate.
+    Raises:
+        InputError: If it ended before there was anything to record.
+    """
+    world = TrafficWorld(spec)
+    loop = ClosedLoop(world, robot=robot)
+    outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
+    driver = make_policy(policy, world, outline)
+    record = drive_with(loop, driver.plan, driver.period_ns, policy)
+    num = len(record.ego_T5)
+    last_s = 0.1 * (num - 1) - LABEL_HORIZON_S
+    if last_s < 1.0:
+        raise InputError(
+            f"scenario {spec.name} was over after {0.1 * (num - 1):.1f} s ({policy}: "
+            f"{record.failure or 'contact'}); at least {1.0 + LABEL_HORIZON_S:g} s are needed"
+        )
+    failed = bool(
+        record.contacts
+        or record.failure
+        or record.off_road_T.any()
+        or record.progress_T.max() < record.goal_s
+    )
+    return Scenario(
+        kind=spec.family,
+        seed=spec.seed,
+        start_ns=world.start_ns,
+        end_ns=world.start_ns + round(last_s * 10) * 100_000_000,
+        route=world.route,
+        speed_limit=world.speed_limit,
+        conditions=world.cast.conditions,
+        road=world.cast.road,
+        ego_T5=record.ego_T5,
+        agents_TN3=record.agents_TN3,
+        velocities_TN2=record.velocities_TN2,
+        sizes_N3=record.sizes_N3,
+        class_ids_N=world.cast.class_ids_N,
+        parts=world.cast.parts,
+        clutter_C12=world.cast.clutter_C12,
+        collided=failed,
+        swerves=(),
+        difficulty=spec.difficulty,
+        present_TN=record.present_TN,
+        obstacles_O5=record.obstacles_O5,
+    )
+
+
+class ProposalPricer:
+    """Prices the network's own proposals in a drive, against what everybody really did."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        network: NetworkConfig,
+        *,
+        outline: Outline | None = None,
+        weights: Weights | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            scenario: The drive.
+            network: Whose vocabulary.
+            outline: The robot; default: that of the shipped rigs.
+            weights: Of the terms; default: the expert's.
+        """
+        robot = Robot()
+        self.scenario, self.network = scenario, network
+        self.outline = outline or Outline(robot.length, robot.width, robot.center_x)
+        self.weights = weights or Weights()
+        self._area = shapely.union_all(
+            [shapely.Polygon(points).buffer(AREA_MARGIN) for points in scenario.road.drivable]
+        )
+        shapely.prepare(self._area)
+
+    def costs(self, stamp_ns: int) -> NDArray[np.float32]:
+        """(C, K) weighted costs, proposals in the network's order, columns `scoring.TERMS`.
+
+        Args:
+            stamp_ns: At least a horizon before the scenario's last instant [ns].
+        Raises:
+            InputError: If the scenario does not cover the horizon.
+        """
+        scenario, network = self.scenario, self.network
+        ego = scenario.ego_at(stamp_ns)
+        pose = ego.odom_from_base.planar_part()
+        s, offset = scenario.route.project((pose.x, pose.y))
+        _, tangent = scenario.route.at(s)
+        horizon = network.horizon_steps * network.step_s
+        times = np.arange(PRICING_STEP, horizon + 1e-9, PRICING_STEP)
+        sd = manoeuvres(
+            network.plan_accelerations,
+            network.plan_offsets,
+            times,
+            horizon=horizon,
+            speed=ego.speed,
+            lateral_offset=offset,
+            heading_error=float(wrap_angle(pose.yaw - np.arctan2(tangent[1], tangent[0]))),
+        )
+        sizes = scenario.sizes_N3[:, :2]
+        boxes = np.empty((len(times), len(sizes), 5))
+        for k, seconds in enumerate(times.tolist()):
+            later_ns = stamp_ns + round(seconds * 1e9)
+            boxes[k, :, :3], _ = scenario.agents_at(later_ns)
+            boxes[k, ~scenario.present_at(later_ns), :2] = 1e6
+            boxes[k, :, 3:] = sizes
+        now, _ = scenario.agents_at(stamp_ns)
+        local = pose.inverse().apply(now[:, :2])
+        aligned = np.abs(wrap_angle(now[:, 2] - pose.yaw)) < 0.5
+        behind = (local[:, 0] < 0.0) & (np.abs(local[:, 1]) < 2.0) & aligned
+        table = cost_table(
+            sd,
+            route=scenario.route,
+            start_s=s,
+            speed=ego.speed,
+            speed_limit=scenario.speed_limit,
+            others=Others(PRICING_STEP, boxes, scenario.obstacles_O5, behind),
+            outline=self.outline,
+            area=self._area,
+        )
+        return (table * self.weights.array_K).astype(np.float32)
