@@ -22,7 +22,7 @@ from e2e_perception.core.config import (  # noqa: E402 - after the path is set
     parameter_specs,
     section_specs,
 )
-from e2e_perception.nodes.options import RecorderOptions, ReplayOptions  # noqa: E402
+from e2e_perception.nodes.options import RecorderOptions, ReplayOptions, SimOptions  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "parameters.md"
 DEFAULTS = ROOT / "config" / "perception.yaml"
@@ -102,6 +102,8 @@ def document() -> str:
     lines += table(section_specs(ReplayOptions))
     lines += ["", "## recorder_node", "", (RecorderOptions.__doc__ or "").strip(), ""]
     lines += table(section_specs(RecorderOptions))
+    lines += ["", "## sim_node", "", (SimOptions.__doc__ or "").strip(), ""]
+    lines += table(section_specs(SimOptions))
     return "\n".join(lines) + "\n"
 
 

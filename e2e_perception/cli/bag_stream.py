@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from e2e_perception.cli.offline import Event, Labels
-from e2e_perception.cli.recorded import tracks_from_message
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoMotionBuffer
 from e2e_perception.core.errors import InputError, RigError
@@ -17,19 +16,12 @@ from e2e_perception.core.message_inputs import (
     route_from_path,
     stamp_ns,
 )
+from e2e_perception.core.message_results import tracks_from_message
 from e2e_perception.core.messages import TRACKS_TYPE
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
-from e2e_perception.data.bags import (
-    CAMERA_INFO_TYPE,
-    LABELS_TOPIC,
-    ODOMETRY_TYPE,
-    PATH_TYPE,
-    TF_TYPE,
-    BagMessage,
-    BagSource,
-    match_topics,
-)
+from e2e_perception.core.sensor_messages import CAMERA_INFO_TYPE, ODOMETRY_TYPE, PATH_TYPE, TF_TYPE
+from e2e_perception.data.bags import LABELS_TOPIC, BagMessage, BagSource, match_topics
 from e2e_perception.runtime.calibration import RigCalibration
 
 TF_STATIC = "/tf_static"

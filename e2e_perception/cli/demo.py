@@ -246,7 +246,7 @@ def _rig_for_node(name: str, rig: Rig, out: Path) -> str:
 
 
 def _published(outputs: Path) -> list[FrameResult]:
-    from e2e_perception.cli.recorded import results_from_messages
+    from e2e_perception.core.message_results import results_from_messages
     from e2e_perception.data.bags import BagSource
 
     with BagSource(outputs) as source:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from e2e_perception.cli.processes import NodeError, NodeProcess
-from e2e_perception.cli.recorded import health_from_message
+from e2e_perception.core.message_results import health_from_message
 from e2e_perception.core.messages import HEALTH_TYPE
 from e2e_perception.core.results import Health
 

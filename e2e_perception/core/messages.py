@@ -73,6 +73,12 @@ class MessageFactory(Protocol):
     def floats32(self, values: Iterable[float] | NDArray[Any], /) -> Any:
         """What a `float32[]` or `float32[N]` field takes."""
 
+    def floats64(self, values: Iterable[float] | NDArray[Any], /) -> Any:
+        """What a `float64[]` field takes; one of fixed length takes numpy's in both libraries."""
+
+    def uint8s(self, values: bytes, /) -> Any:
+        """What a `uint8[]` field takes."""
+
     def uint64s(self, values: Iterable[int], /) -> Any:
         """What a `uint64[]` field takes."""
 

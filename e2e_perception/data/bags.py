@@ -35,30 +35,36 @@ from rosbags.typesys.store import Typestore
 from e2e_perception.core.boxes import Boxes
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
-from e2e_perception.core.frames import SE3, quaternion_from_rotation
-from e2e_perception.core.messages import TRACKS_TYPE, header_message, tracks_message
+from e2e_perception.core.messages import TRACKS_TYPE, tracks_message
 from e2e_perception.core.resources import message_dir
 from e2e_perception.core.rig import Camera, Rig
 from e2e_perception.core.samples import ImageSample, PointsSample, SensorMessage
+from e2e_perception.core.sensor_messages import (
+    CAMERA_INFO_TYPE,
+    COMPRESSED_IMAGE_TYPE,
+    IMAGE_TYPE,
+    ODOM_FRAME,
+    ODOMETRY_TYPE,
+    PATH_TYPE,
+    POINTS_TYPE,
+    TF_TYPE,
+    camera_info_message,
+    compressed_image_message,
+    odometry_message,
+    points_message,
+    route_message,
+    transform_message,
+)
 from e2e_perception.core.tracks import Tracks
 from e2e_perception.core.trajectories import Route
 from e2e_perception.data.message_factory import RosbagsFactory
 
-IMAGE_TYPE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE_TYPE = "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
-POINTS_TYPE = "sensor_msgs/msg/PointCloud2"
-ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
-PATH_TYPE = "nav_msgs/msg/Path"
-TF_TYPE = "tf2_msgs/msg/TFMessage"
 SENSOR_TYPES = {
     "camera": (COMPRESSED_IMAGE_TYPE, IMAGE_TYPE),
     "lidar": (POINTS_TYPE,),
     "radar": (POINTS_TYPE,),
 }
 LABELS_TOPIC = "/labels"
-ODOM_FRAME = "odom"
-_FLOAT32 = 7  # sensor_msgs/PointField
 # Both send point clouds; these words in a topic tell them apart.
 RADAR_WORDS = ("radar",)
 LIDAR_WORDS = ("lidar", "laser", "velodyne", "ouster", "hesai")
@@ -535,7 +541,7 @@ def write_scenario_bag(
             if not begun:
                 begun = True
                 mounts = [
-                    _transform(make, stamp_ns, rig.base_frame, s.frame_id, s.base_from_sensor)
+                    transform_message(make, stamp_ns, rig.base_frame, s.frame_id, s.base_from_sensor)
                     for s in rig.sensors
                 ]
                 bag.write("/tf_static", TF_TYPE, stamp_ns, make(TF_TYPE, transforms=mounts), latched=True)
@@ -558,12 +564,12 @@ def _sensor_stream(
     for message in messages:
         sensor = sensors[message.sensor]
         payload = message.payload
-        header = header_message(make, message.stamp_ns, sensor.frame_id)
         if isinstance(sensor, Camera) and isinstance(payload, ImageSample):
             if sensor.camera_info_topic is not None:
                 info = camera_info_message(make, sensor, message.stamp_ns)
                 yield message.arrival_ns, sensor.camera_info_topic, CAMERA_INFO_TYPE, info
-            picture = make(COMPRESSED_IMAGE_TYPE, header=header, format="jpeg", data=_jpeg(payload.rgb_HW3))
+            jpeg = encode_jpeg(payload.rgb_HW3)
+            picture = compressed_image_message(make, jpeg, message.stamp_ns, sensor.frame_id)
             yield message.arrival_ns, sensor.topic, COMPRESSED_IMAGE_TYPE, picture
         elif not isinstance(sensor, Camera) and isinstance(payload, PointsSample):
             cloud = points_message(make, payload, message.stamp_ns, sensor.frame_id)
@@ -581,7 +587,7 @@ def _odometry_stream(
     for state in states:
         stamp_ns = state.stamp_ns
         yield stamp_ns, rig.odom_topic, ODOMETRY_TYPE, odometry_message(make, state, rig.base_frame)
-        transform = _transform(make, stamp_ns, ODOM_FRAME, rig.base_frame, state.odom_from_base)
+        transform = transform_message(make, stamp_ns, ODOM_FRAME, rig.base_frame, state.odom_from_base)
         yield stamp_ns, "/tf", TF_TYPE, make(TF_TYPE, transforms=[transform])
 
 
@@ -614,105 +620,10 @@ def _as_tracks(stamp_ns: int, boxes: Boxes) -> Tracks:
     )
 
 
-def _jpeg(rgb_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def encode_jpeg(rgb_HW3: NDArray[np.uint8]) -> bytes:
+    """A picture as a camera's driver would compress it."""
     done, data = cv2.imencode(
         ".jpg", cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]
     )
     assert done
-    return np.asarray(data, np.uint8).reshape(-1)
-
-
-def points_message(make: RosbagsFactory, points: PointsSample, stamp_ns: int, frame_id: str) -> Any:
-    """sensor_msgs/PointCloud2 with one float32 field per column, unorganised."""
-    names = list(points.fields)
-    table = np.stack([np.asarray(points.fields[name], "<f4") for name in names], axis=1)
-    step = 4 * len(names)
-    return make(
-        POINTS_TYPE,
-        header=header_message(make, stamp_ns, frame_id),
-        height=1,
-        width=len(table),
-        fields=[
-            make("sensor_msgs/msg/PointField", name=name, offset=4 * i, datatype=_FLOAT32, count=1)
-            for i, name in enumerate(names)
-        ],
-        is_bigendian=False,
-        point_step=step,
-        row_step=step * len(table),
-        data=np.frombuffer(table.tobytes(), np.uint8),
-        is_dense=True,
-    )
-
-
-def camera_info_message(make: RosbagsFactory, camera: Camera, stamp_ns: int) -> Any:
-    """sensor_msgs/CameraInfo of a rectified camera."""
-    projection = np.concatenate([camera.intrinsics, np.zeros((3, 1))], axis=1)
-    return make(
-        CAMERA_INFO_TYPE,
-        header=header_message(make, stamp_ns, camera.frame_id),
-        height=camera.height,
-        width=camera.width,
-        distortion_model="plumb_bob",
-        d=np.zeros(5),
-        k=camera.intrinsics.reshape(-1),
-        r=np.eye(3).reshape(-1),
-        p=projection.reshape(-1),
-    )
-
-
-def odometry_message(make: RosbagsFactory, state: EgoState, base_frame: str) -> Any:
-    """nav_msgs/Odometry: pose in `odom`, twist in the base frame, as ROS has it."""
-    vx, vy, vz = state.velocity.tolist()
-    pose = make("geometry_msgs/msg/Pose", **_pose_fields(make, state.odom_from_base))
-    twist = make(
-        "geometry_msgs/msg/Twist",
-        linear=make("geometry_msgs/msg/Vector3", x=vx, y=vy, z=vz),
-        angular=make("geometry_msgs/msg/Vector3", z=float(state.yaw_rate)),
-    )
-    return make(
-        ODOMETRY_TYPE,
-        header=header_message(make, state.stamp_ns, ODOM_FRAME),
-        child_frame_id=base_frame,
-        pose=make("geometry_msgs/msg/PoseWithCovariance", pose=pose),
-        twist=make("geometry_msgs/msg/TwistWithCovariance", twist=twist),
-    )
-
-
-def route_message(make: RosbagsFactory, route: Route, stamp_ns: int) -> Any:
-    """nav_msgs/Path of a route in the odometry frame."""
-    header = header_message(make, stamp_ns, ODOM_FRAME)
-    points, tangents = route.at(route.arc_lengths_R)
-    yaws = np.arctan2(tangents[:, 1], tangents[:, 0]).tolist()
-    poses = [
-        make("geometry_msgs/msg/Pose", **_pose_fields(make, SE3.planar(x, y, yaw)))
-        for (x, y), yaw in zip(points.tolist(), yaws, strict=True)
-    ]
-    return make(
-        PATH_TYPE,
-        header=header,
-        poses=[make("geometry_msgs/msg/PoseStamped", header=header, pose=pose) for pose in poses],
-    )
-
-
-def _transform(make: RosbagsFactory, stamp_ns: int, parent: str, child: str, parent_from_child: SE3) -> Any:
-    x, y, z = parent_from_child.translation.tolist()
-    qx, qy, qz, qw = quaternion_from_rotation(parent_from_child.rotation)
-    return make(
-        "geometry_msgs/msg/TransformStamped",
-        header=header_message(make, stamp_ns, parent),
-        child_frame_id=child,
-        transform=make(
-            "geometry_msgs/msg/Transform",
-            translation=make("geometry_msgs/msg/Vector3", x=x, y=y, z=z),
-            rotation=make("geometry_msgs/msg/Quaternion", x=qx, y=qy, z=qz, w=qw),
-        ),
-    )
-
-
-def _pose_fields(make: RosbagsFactory, pose: SE3) -> dict[str, Any]:
-    x, y, z = pose.translation.tolist()
-    qx, qy, qz, qw = quaternion_from_rotation(pose.rotation)
-    return {
-        "position": make("geometry_msgs/msg/Point", x=x, y=y, z=z),
-        "orientation": make("geometry_msgs/msg/Quaternion", x=qx, y=qy, z=qz, w=qw),
-    }
+    return data.tobytes()

@@ -42,6 +42,14 @@ class RosbagsFactory:
         """A contiguous float32 array: rosbags looks at its bytes."""
         return np.ascontiguousarray(values if isinstance(values, np.ndarray) else list(values), np.float32)
 
+    def floats64(self, values: Iterable[float] | NDArray[Any], /) -> NDArray[np.float64]:
+        """A contiguous float64 array."""
+        return np.ascontiguousarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
+
+    def uint8s(self, values: bytes, /) -> NDArray[np.uint8]:
+        """The bytes as an array, not copied."""
+        return np.frombuffer(values, np.uint8)
+
     def uint64s(self, values: Iterable[int], /) -> NDArray[np.uint64]:
         """A uint64 array."""
         return np.array(list(values), np.uint64)

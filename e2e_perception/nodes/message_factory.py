@@ -53,6 +53,14 @@ class RclpyFactory:
             return array("f", np.ascontiguousarray(values, np.float32).tobytes())
         return array("f", values)
 
+    def floats64(self, values: Iterable[float] | NDArray[Any], /) -> array[float]:
+        """An array that rclpy takes without looking at each element."""
+        return array("d", values.tolist() if isinstance(values, np.ndarray) else values)
+
+    def uint8s(self, values: bytes, /) -> array[int]:
+        """An array that rclpy takes without looking at each element."""
+        return array("B", values)
+
     def uint64s(self, values: Iterable[int], /) -> array[int]:
         """An array that rclpy takes without looking at each element."""
         return array("Q", values)

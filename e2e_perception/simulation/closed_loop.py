@@ -95,7 +95,7 @@ class ClosedLoop:
         self._log = _Log()
         self._area = shapely.union_all([shapely.Polygon(p).buffer(0.1) for p in world.cast.road.drivable])
         shapely.prepare(self._area)
-        self._obstacles = getattr(world, "obstacles_O5", np.zeros((0, 5)))
+        self._obstacles = world.obstacles_O5
         self._s, _ = world.route.project(self._pose_at(self.now_ns)[:2])
         self._start_s = self._s
         self._note()

@@ -7,7 +7,6 @@ CoRL 2023) with the simulator in place of a forecast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,6 @@ from e2e_perception.core.proposals import manoeuvres
 from e2e_perception.core.trajectories import Plan
 from e2e_perception.runtime.plan_motion import motion_along
 from e2e_perception.simulation.scoring import Others, Outline, Weights, cost_table
-from e2e_perception.simulation.traffic_world import Imagined
 from e2e_perception.simulation.world import World
 
 Array = NDArray[np.float64]
@@ -31,9 +29,6 @@ HORIZON = 5.0  # [s]
 ACCELERATIONS = (-8.0, -6.0, -4.5, -3.0, -2.0, -1.2, -0.6, -0.2, 0.0, 0.5, 1.0, 1.8, 2.8)
 OFFSETS = (-2.4, -1.4, -0.7, 0.0, 0.7, 1.4, 2.4)
 STICKINESS = 0.3  # per metre of mean offset from the plan before, to the side
-
-# What the agents will do if the robot is driven by rules from here; None where nobody can tell.
-Imagine = Callable[[EgoState, float, float], Imagined]
 
 
 @dataclass(frozen=True)
@@ -141,11 +136,10 @@ class Expert:
         steps = round(HORIZON / STEP)
         now = world.agents_at(ego.stamp_ns)
         sizes = world.cast.sizes_N3[:, :2]
-        seen_N = now.present_N & np.array([self._sees(ego, n) for n in range(len(sizes))], np.bool_)
+        seen_N = now.present_N & np.array([world.sees(ego, n) for n in range(len(sizes))], np.bool_)
         rule_sd = None
-        imagine = getattr(world, "imagine", None) if self.knows_futures else None
-        if imagine is not None:
-            imagined: Imagined = imagine(ego, HORIZON, STEP)
+        if self.knows_futures:
+            imagined = world.imagine(ego, HORIZON, STEP)
             poses, present = imagined.agents_TN3, imagined.present_TN & (seen_N | ~now.present_N)[None]
             if imagined.ego_T4 is not None:
                 rule_sd = self._route_coordinates(imagined.ego_T4[:, :2])
@@ -158,12 +152,7 @@ class Expert:
         boxes[~present, :2] = 1e6
         boxes = boxes[:, seen_N | present.any(axis=0)]
         behind = self._behind(ego, now.poses_N3[seen_N | present.any(axis=0)])
-        obstacles = getattr(world, "obstacles_O5", np.zeros((0, 5)))
-        return Others(STEP, boxes, obstacles, behind), rule_sd
-
-    def _sees(self, ego: EgoState, agent: int) -> bool:
-        sees = getattr(self.world, "sees", None)
-        return True if sees is None else bool(sees(ego, agent))
+        return Others(STEP, boxes, world.obstacles_O5, behind), rule_sd
 
     def _behind(self, ego: EgoState, poses_N3: Array) -> NDArray[np.bool_]:
         pose = ego.odom_from_base.planar_part()

@@ -24,7 +24,16 @@ from e2e_perception.simulation.argoverse import BASE_FROM_EGO, RING_CAMERAS, Log
 from e2e_perception.simulation.log_agents import LoggedTraffic, Tracks, rates, tracks_on_steps
 from e2e_perception.simulation.log_map import lane_route, progress, road_of
 from e2e_perception.simulation.scene import Conditions
-from e2e_perception.simulation.world import NEARBY, START_NS, STEP_NS, AgentHistory, AgentStates, Cast
+from e2e_perception.simulation.world import (
+    NEARBY,
+    START_NS,
+    STEP_NS,
+    STEP_S,
+    AgentHistory,
+    AgentStates,
+    Cast,
+    Imagined,
+)
 
 MIN_DURATION_S = 2.0
 SPEED_LIMIT = 13.4  # [m/s] (30 mph), unless the log drives faster; the map states none
@@ -252,6 +261,26 @@ class LogWorld:
             robot = np.array([pose.x, pose.y, pose.yaw, *velocity])
         self._traffic.step(robot, _robot_size(self._rig))
         self._history.append(self._traffic.states)
+
+    def imagine(self, ego: EgoState, horizon_s: float, step_s: float) -> Imagined:
+        """What everybody did in the log from now on; who yields to the robot is late for it."""
+        times_T = step_s * np.arange(1, round(horizon_s / step_s) + 1)
+        step = (self.known_until_ns - self.start_ns) / STEP_NS
+        rows_T = step + times_T / STEP_S
+        last = len(self.tracks.poses_TN3) - 1
+        before_T = np.minimum(rows_T.astype(np.int64), last)
+        after_T = np.minimum(before_T + 1, last)
+        f = (rows_T - before_T)[:, None, None]
+        poses_TN3 = (1.0 - f) * self.tracks.poses_TN3[before_T] + f * self.tracks.poses_TN3[after_T]
+        beyond_T = np.maximum(rows_T - last, 0.0)[:, None, None] * STEP_S
+        # After the end of the log everybody goes on as before.
+        poses_TN3 = np.where(beyond_T > 0.0, self.tracks.poses_TN3[last], poses_TN3)
+        poses_TN3[..., :2] += beyond_T * self.tracks.velocities_TN2[last]
+        return Imagined(times_T, poses_TN3, self.tracks.present_TN[before_T], None)
+
+    def sees(self, ego: EgoState, agent: int) -> bool:
+        """Nobody is hidden from the driver of a log."""
+        return True
 
     def recorded(self, sensor: str, stamp_ns: int) -> tuple[int, ImageSample | PointsSample] | None:
         """A real sweep or picture of the log, if it shows what the robot would see.

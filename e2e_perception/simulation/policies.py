@@ -25,6 +25,7 @@ from e2e_perception.core.trajectories import Plan
 from e2e_perception.runtime.plan_motion import motion_along, stop_distances
 from e2e_perception.simulation.expert import Expert
 from e2e_perception.simulation.scoring import Outline
+from e2e_perception.simulation.traffic_world import TrafficWorld
 from e2e_perception.simulation.world import World
 
 Array = NDArray[np.float64]
@@ -85,9 +86,10 @@ class IdmPolicy:
 
     def plan(self, ego: EgoState) -> Plan | None:
         """See `Policy`."""
-        imagined = self._imagine(
+        imagined = self._world.imagine(
             ego, self._HORIZON, self._STEP, heeds_priority=False, heeds_walkers=False, cautious=False
         )
+        assert imagined.ego_T4 is not None
         pose = ego.odom_from_base.planar_part()
         path = np.concatenate([[[pose.x, pose.y]], imagined.ego_T4[:, :2]])
         grid = np.concatenate([[0.0], imagined.times_T])

@@ -36,6 +36,8 @@ from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.resources import config_dir
 from e2e_perception.simulation.traffic_world import FAMILIES, ScenarioSpec
 
+SHOWN = 4  # errors of one file
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -147,7 +149,7 @@ def load_suite(path_or_name: str | Path) -> Suite:
 
     Raises:
         ConfigError: If there is none, the message lists the shipped ones; or if it is malformed, the message
-            names the file and each offending key.
+            names the file and each offending key, or the first few of many.
     """
     text = str(path_or_name)
     shipped = shipped_suites()
@@ -173,11 +175,12 @@ def load_suite(path_or_name: str | Path) -> Suite:
     try:
         return Suite.model_validate(document)
     except ValidationError as error:
-        details = "; ".join(
+        found = [
             f"{'.'.join(str(part) for part in item['loc']) or 'suite'}: {item['msg']}"
             for item in error.errors()
-        )
-        raise ConfigError(f"suite {path}: {details}") from error
+        ]
+        rest = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise ConfigError(f"suite {path}: {'; '.join([*found[:SHOWN], *rest])}") from error
 
 
 def shipped_suites() -> dict[str, Path]:

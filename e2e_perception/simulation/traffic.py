@@ -218,7 +218,7 @@ def _crossing(stage: CorridorStage) -> None:
     rng = stage.rng
     ego = stage.put_ego()
     s_cross = EGO_START_S + rng.uniform(35.0, 35.0 + 0.45 * stage.speed_limit * stage.duration_s)
-    occluded = rng.random() < 0.45
+    occluded = rng.random() < (0.85 if stage.live else 0.45)
     side = 1.0 if occluded or rng.random() < 0.7 else -1.0
     edge = stage.section.right if side > 0 else stage.section.left
     if occluded:

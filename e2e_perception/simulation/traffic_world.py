@@ -28,7 +28,15 @@ from e2e_perception.simulation.scenario import contacts
 from e2e_perception.simulation.scenery import weather
 from e2e_perception.simulation.stage import EGO_CENTER_X, CorridorStage, Stage
 from e2e_perception.simulation.traffic import SETTINGS
-from e2e_perception.simulation.world import START_NS, STEP_NS, STEP_S, AgentHistory, AgentStates, Cast
+from e2e_perception.simulation.world import (
+    START_NS,
+    STEP_NS,
+    STEP_S,
+    AgentHistory,
+    AgentStates,
+    Cast,
+    Imagined,
+)
 
 ROADS = ("highway", "merge", "exit", "intersection", "roundabout", "two_way")
 # Which hazards there are on which road.
@@ -143,23 +151,6 @@ def make_stage(spec: ScenarioSpec) -> Stage:
         SETTINGS[kind](stage)
     stage.fill_opposite()
     return stage
-
-
-@dataclass(frozen=True)
-class Imagined:
-    """What would happen if the robot drove in some way; T instants.
-
-    Attributes:
-        times_T: (T,) [s] from now.
-        agents_TN3: (T, N, 3) x, y [m], yaw [rad], odom.
-        present_TN: (T, N).
-        ego_T4: (T, 4) x, y [m], yaw [rad] of `base_link`, odom, and speed [m/s].
-    """
-
-    times_T: NDArray[np.float64]
-    agents_TN3: NDArray[np.float64]
-    present_TN: NDArray[np.bool_]
-    ego_T4: NDArray[np.float64]
 
 
 class TrafficWorld:

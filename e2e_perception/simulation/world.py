@@ -141,6 +141,23 @@ class AgentStates:
     present_N: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Imagined:
+    """What would happen if the robot drove in some way; T instants.
+
+    Attributes:
+        times_T: (T,) [s] from now.
+        agents_TN3: (T, N, 3) x, y [m], yaw [rad], odom.
+        present_TN: (T, N).
+        ego_T4: (T, 4) x, y [m], yaw [rad] of `base_link`, odom, and speed [m/s]; None: nobody drove it.
+    """
+
+    times_T: NDArray[np.float64]
+    agents_TN3: NDArray[np.float64]
+    present_TN: NDArray[np.bool_]
+    ego_T4: NDArray[np.float64] | None
+
+
 class AgentHistory:
     """Where all agents were at each step so far, and anywhere between by interpolation."""
 
@@ -209,6 +226,7 @@ class World(Protocol):
         goal_s: Arc length along the route [m] that its `base_link` has to reach for success.
         speed_limit: [m/s]
         cast: Everybody else and the place.
+        obstacles_O5: x, y [m], yaw [rad], length, width [m] of still solids that lie on the road, odom.
         provenance: What is recorded and what is modelled, by kind of data.
     """
 
@@ -223,6 +241,7 @@ class World(Protocol):
     goal_s: float
     speed_limit: float
     cast: Cast
+    obstacles_O5: NDArray[np.float64]
     provenance: Mapping[str, str]
 
     @property
@@ -243,6 +262,24 @@ class World(Protocol):
 
         Args:
             ego: The robot at `known_until_ns`, which they may react to.
+        """
+        ...
+
+    def imagine(self, ego: EgoState, horizon_s: float, step_s: float) -> Imagined:
+        """Everybody's true future, for drivers that may know it.
+
+        Args:
+            ego: The robot now, at `known_until_ns`.
+            horizon_s, step_s: How far, and in which steps [s].
+        """
+        ...
+
+    def sees(self, ego: EgoState, agent: int) -> bool:
+        """Whether the robot's driver can know of an agent that is there.
+
+        Args:
+            ego: The robot now.
+            agent: Row of `cast`.
         """
         ...
 

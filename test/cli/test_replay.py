@@ -69,7 +69,7 @@ def test_a_replay_leaves_lines_outputs_summary_and_report(
     assert len(plans) == len(read_lines(out / "tracks.jsonl")) == NUM_FRAMES
     assert np.isfinite(plans[-1]["plan"]["points"]).all()
 
-    from e2e_perception.cli.recorded import results_from_messages
+    from e2e_perception.core.message_results import results_from_messages
     from e2e_perception.data.bags import BagSource
 
     with BagSource(out / "outputs") as source:

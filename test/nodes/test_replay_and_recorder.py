@@ -25,14 +25,13 @@ from std_msgs.msg import Bool
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.frames import SE3
 from e2e_perception.core.samples import PointsSample
-from e2e_perception.data.bags import (
+from e2e_perception.core.sensor_messages import (
     ODOMETRY_TYPE,
     POINTS_TYPE,
-    BagSource,
-    BagWriter,
     odometry_message,
     points_message,
 )
+from e2e_perception.data.bags import BagSource, BagWriter
 from e2e_perception.nodes.qos import latched_qos
 
 pytestmark = pytest.mark.ros

@@ -1,0 +1,125 @@
+"""A closed loop whose stack runs elsewhere: what to send it when, and when time has to wait for its answer.
+
+In process a frame is worked on in no time, and its plan takes effect `PLAN_DELAY_NS` after the frame's stamp. A
+stack in another process works while the simulation goes on. So that the episode is the same however fast
+either is, time stands still before the tick in which a plan would have taken effect, until that plan is there.
+
+Which frames the stack will make, and when, is known here: a second `FrameAssembler` is given the same messages
+at the same times. It matters because time must not stop for a frame that still waits for a sensor: with a
+lidar that is 50 ms late and 60 ms of patience, a frame may leave 110 ms after its stamp, when its plan is due
+already. Such a plan takes effect at once, in both worlds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from e2e_perception.core.config import SyncConfig
+from e2e_perception.core.ego_motion import EgoState
+from e2e_perception.core.episodes import EpisodeRecord
+from e2e_perception.core.results import SafetyState
+from e2e_perception.core.rig import Rig
+from e2e_perception.core.samples import SensorMessage
+from e2e_perception.core.trajectories import Plan
+from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
+from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop
+from e2e_perception.simulation.ego_vehicle import TICK_NS
+
+NO_ANSWER = "frames without an answer in time"
+FOREIGN_PLAN = "plans for another time"
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What 20 ms brought.
+
+    Attributes:
+        ego: The robot at its end; sent before the messages, as `drive_stack` does.
+        messages: That arrived during it, in order of arrival.
+        now_ns: Its end.
+    """
+
+    ego: EgoState
+    messages: tuple[SensorMessage, ...]
+    now_ns: int
+
+
+class Lockstep:
+    """One episode driven from outside.
+
+    Call `tick`, send what it gives, hand in answers, and before the next `tick` wait until `awaited` is empty.
+
+    Attributes:
+        loop: Robot and world.
+        counts: What went wrong between simulation and stack, by cause.
+    """
+
+    def __init__(self, loop: ClosedLoop, rig: Rig, sync: SyncConfig, duration_s: float = 0.0) -> None:
+        """Prepare.
+
+        Args:
+            loop: Fresh, with sensors.
+            rig: Of the stack.
+            sync: Of the stack, with policy `anchor`.
+            duration_s: Ends the episode early [s]; 0: not.
+        """
+        self.loop = loop
+        self.counts: dict[str, int] = {}
+        self._assembler = FrameAssembler(
+            [SensorSync(s.name, _ns(s.offset_ms), _ns(s.tolerance_ms)) for s in rig.sensors],
+            anchors=sync.anchors or [s.name for s in (*rig.lidars, *rig.cameras)],
+            max_wait_ns=_ns(sync.max_wait_ms),
+            anchor_timeout_ns=_ns(sync.anchor_timeout_ms),
+            queue_size=sync.queue_size,
+        )
+        self._unanswered: dict[int, None] = {}  # stamps, in order
+        self._until_ns = loop.world.start_ns + round(duration_s * 1e9) if duration_s > 0.0 else None
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode has ended."""
+        return self.loop.over or (self._until_ns is not None and self.loop.now_ns >= self._until_ns)
+
+    def tick(self) -> Tick:
+        """Go on by 20 ms."""
+        messages = self.loop.tick()
+        for message in messages:
+            self._assembler.push(replace(message, payload=None))
+        for frame in self._assembler.poll(self.loop.now_ns):
+            self._unanswered[frame.stamp_ns] = None
+        return Tick(self.loop.ego, tuple(messages), self.loop.now_ns)
+
+    def awaited(self) -> list[int]:
+        """Stamps of frames that the stack has, and whose plans have to be here before the next tick [ns]."""
+        return [s for s in self._unanswered if s + PLAN_DELAY_NS <= self.loop.now_ns + TICK_NS]
+
+    def take_plan(self, plan: Plan, state: SafetyState) -> None:
+        """A plan of the stack, for a frame or because there is none."""
+        if not self.loop.world.start_ns <= plan.stamp_ns <= self.loop.now_ns:
+            self._count(FOREIGN_PLAN)  # of an episode before, or with a sensor's wrong clock
+            return
+        self.loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=state)
+
+    def answered(self, stamp_ns: int) -> None:
+        """The stack is done with a frame, whether there was a plan or not."""
+        self._unanswered.pop(stamp_ns, None)
+
+    def give_up(self) -> list[int]:
+        """Wait no longer for what is awaited; returns it."""
+        given_up = self.awaited()
+        for stamp_ns in given_up:
+            del self._unanswered[stamp_ns]
+            self._count(NO_ANSWER)
+        return given_up
+
+    def record(self, policy: str, counters: Mapping[str, int]) -> EpisodeRecord:
+        """The episode so far, with our own counts beside those of the stack."""
+        return self.loop.record(policy, {**counters, **self.counts})
+
+    def _count(self, cause: str) -> None:
+        self.counts[cause] = self.counts.get(cause, 0) + 1
+
+
+def _ns(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)
