@@ -77,12 +77,9 @@ class IdmPolicy:
     _HORIZON, _STEP = 2.0, 0.2
 
     def __init__(self, world: World) -> None:
-        imagine = getattr(world, "imagine", None)
-        if imagine is None:
-            raise InputError(
-                f"policy idm drives simulated traffic only, not {world.name}; use another policy"
-            )
-        self._imagine = imagine
+        if not isinstance(world, TrafficWorld):
+            raise InputError(f"policy idm drives simulated traffic only, not {world.name}; use another one")
+        self._world = world
 
     def plan(self, ego: EgoState) -> Plan | None:
         """See `Policy`."""
