@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
-from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
+from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
 from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
+
+if TYPE_CHECKING:
+    from e2e_perception.simulation.degradation import DegradationSchedule
+    from e2e_perception.simulation.scenario import Scenario
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 KINDS = (
@@ -52,6 +56,28 @@ class Recipe:
     randomize: bool
     size: str
     rig: str
+    degradation: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One scenario to record.
+
+    Attributes:
+        kind: One of `KINDS`, or a family of the closed-loop worlds.
+        seed: Of everything that varies.
+        difficulty: Of a closed-loop world, which the expert then drives; None for `KINDS`.
+    """
+
+    kind: str
+    seed: int
+    difficulty: float | None = None
+
+    @property
+    def file_name(self) -> str:
+        """For clips, bags and marks of progress."""
+        name = f"{self.kind.replace('+', '_')}-{self.seed:06d}"
+        return name if self.difficulty is None else f"{name}-{self.difficulty:g}"
 
 
 def simulate(
@@ -59,13 +85,35 @@ def simulate(
     kind: Annotated[
         str, typer.Option(help=f"Scenario: {', '.join(KINDS)}; `{ALL}` takes them in turn.")
     ] = ALL,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of kinds: a suite (docs/driving.md), driven by the expert, each scenario as long "
+            "as it takes.",
+            show_default="kinds",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="With --suite: only so many scenarios; 0: all.", show_default="all")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scenario; the others count up from it.")] = 0,
     duration: Annotated[float, typer.Option(min=1.0, max=600.0, help="Length of a scenario [s].")] = 12.0,
     output_format: Annotated[
         Format, typer.Option("--format", help="A bag, or clips for `train`.")
     ] = Format.BAG,
     scenarios: Annotated[int, typer.Option(min=1, help="How many scenarios.")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Processes for clips; 0: one per core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
+    ] = None,
+    degrade: Annotated[
+        str | None,
+        typer.Option(
+            help="What goes wrong with the sensors: a file or a shipped name (docs/degradations.md).",
+            show_default="nothing",
+        ),
+    ] = None,
     rig: Annotated[str, typer.Option(help="Rig file, or the name of a shipped one.")] = "tiny",
     size: Annotated[str, typer.Option(help="Clips: network size whose inputs are made.")] = "tiny",
     clip_length: Annotated[int, typer.Option(min=2, help="Clips: frames per clip.")] = 5,
@@ -80,28 +128,95 @@ def simulate(
     As a bag: sensors, odometry, CameraInfo, TF, route and labels in one MCAP rosbag2 per scenario. As clips:
     a dataset for `train`; an interrupted run goes on where it stopped.
 
-    Example: `e2e-perception simulate --out clips --format clips --scenarios 500`
+    Example: `e2e-perception simulate --out clips --format clips --suite train --limit 500`
     """
     if kind not in (*KINDS, ALL):
         raise ConfigError(f"unknown scenario kind {kind!r}; there are {', '.join(KINDS)}, or {ALL}")
 
     the_rig = find_rig(rig)
-    todo = [((KINDS[i % len(KINDS)] if kind == ALL else kind), seed + i) for i in range(scenarios)]
-    if output_format is Format.BAG:
-        summary = _write_bags(out, todo, duration, the_rig)
+    schedule = _schedule(degrade, the_rig)
+    if suite is not None:
+        todo = _of_suite(suite, limit)
     else:
-        recipe = Recipe(duration, clip_length, stride, randomize, size, the_rig.model_dump_json())
-        summary = _write_clips(out, todo, recipe, workers or num_cores())
+        todo = [Source(KINDS[i % len(KINDS)] if kind == ALL else kind, seed + i) for i in range(scenarios)]
+    recipe = Recipe(duration, clip_length, stride, randomize, size, the_rig.model_dump_json(), schedule)
+    if output_format is Format.BAG:
+        summary = _write_bags(out, todo, recipe, workers or num_cores(), ray)
+    else:
+        summary = _write_clips(out, todo, recipe, workers or num_cores(), ray)
     if as_json:
         emit_json(summary)
     else:
         typer.echo(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in summary.items()))
 
 
+def _schedule(name: str | None, rig: Rig) -> str | None:
+    """A degradation as JSON, checked against the rig."""
+    if name is None:
+        return None
+    from e2e_perception.simulation.degradation import load_degradation
+
+    schedule = load_degradation(name)
+    schedule.check(rig)
+    return schedule.model_dump_json()
+
+
+def _of_suite(name: str, limit: int) -> list[Source]:
+    from e2e_perception.simulation.suites import load_suite
+
+    specs = load_suite(name).scenarios()
+    return [Source(spec.family, spec.seed, spec.difficulty) for spec in specs[: limit or None]]
+
+
+def _scenario(source: Source, duration_s: float) -> Scenario:
+    if source.difficulty is None:
+        from e2e_perception.simulation.traffic import simulate_scenario
+
+        return simulate_scenario(source.kind, source.seed, duration_s)
+    from e2e_perception.simulation.expert_drives import drive_expert
+    from e2e_perception.simulation.traffic_world import ScenarioSpec
+
+    return drive_expert(ScenarioSpec(source.kind, source.seed, source.difficulty))
+
+
+def _degradation(recipe: Recipe) -> DegradationSchedule | None:
+    if recipe.degradation is None:
+        return None
+    from e2e_perception.simulation.degradation import DegradationSchedule
+
+    return DegradationSchedule.model_validate_json(recipe.degradation)
+
+
+def _on_all(
+    function: Callable[[tuple[Path, Source, Recipe]], int],
+    out: Path,
+    todo: list[Source],
+    recipe: Recipe,
+    workers: int,
+    ray: str | None,
+) -> Iterator[int]:
+    """Call a function on all, in processes if there are several; yields each result when it is there."""
+    tasks = [(out, source, recipe) for source in todo]
+    if ray is None and (workers == 1 or len(todo) <= 1):
+        yield from map(function, tasks)
+        return
+    found = (
+        fan_out(function, tasks, workers) if ray is None else fan_out_on_ray(function, tasks, ray, workers)
+    )
+    for number, written in found:
+        if isinstance(written, Lost):
+            raise InputError(
+                f"{todo[number].file_name}: {written.why}; start again to go on where it stopped"
+            )
+        yield written
+
+
 # ------------------------------------------------------------------ clips
 
 
-def _write_clips(out: Path, todo: list[tuple[str, int]], recipe: Recipe, workers: int) -> dict[str, object]:
+def _write_clips(
+    out: Path, todo: list[Source], recipe: Recipe, workers: int, ray: str | None
+) -> dict[str, object]:
     from e2e_perception.core.network_config import SIZES
     from e2e_perception.data.clip_store import ClipWriter
 
@@ -116,13 +231,13 @@ def _write_clips(out: Path, todo: list[tuple[str, int]], recipe: Recipe, workers
     _same_recipe(out, recipe)
     writer = ClipWriter(out)
     (out / DONE).mkdir(exist_ok=True)
-    missing = [(kind, seed) for kind, seed in todo if not _done_path(out, kind, seed).is_file()]
+    missing = [source for source in todo if not _done_path(out, source).is_file()]
     if len(missing) < len(todo):
         log(f"{len(todo) - len(missing)} of {len(todo)} scenarios are there already")
     started = time.perf_counter()
     written = 0
     with progress_bar("simulating", len(missing)) as progress:
-        for done, count in enumerate(_simulate_all(out, missing, recipe, workers), 1):
+        for done, count in enumerate(_on_all(_clips_of, out, missing, recipe, workers, ray), 1):
             written += count
             progress(done, f"{written / (time.perf_counter() - started):.1f} clips/s")
     store = writer.finish()
@@ -154,25 +269,11 @@ def _same_recipe(out: Path, recipe: Recipe) -> None:
         )
 
 
-def _simulate_all(out: Path, todo: list[tuple[str, int]], recipe: Recipe, workers: int) -> Iterator[int]:
-    """Simulate all, in processes if there are several; yields the number of clips of each when it is done."""
-    if workers == 1 or len(todo) <= 1:
-        for kind, seed in todo:
-            yield simulate_clips(out, kind, seed, recipe)
-        return
-    tasks = [(out, kind, seed, recipe) for kind, seed in todo]
-    for number, written in fan_out(_simulate_task, tasks, workers):
-        if isinstance(written, Lost):
-            kind, seed = todo[number]
-            raise InputError(f"{kind} with seed {seed}: {written.why}; start again to go on where it stopped")
-        yield written
-
-
-def _simulate_task(task: tuple[Path, str, int, Recipe]) -> int:
+def _clips_of(task: tuple[Path, Source, Recipe]) -> int:
     return simulate_clips(*task)
 
 
-def simulate_clips(out: Path, kind: str, seed: int, recipe: Recipe) -> int:
+def simulate_clips(out: Path, source: Source, recipe: Recipe) -> int:
     """Write the clips of one scenario; those that are there already stay.
 
     Returns:
@@ -181,42 +282,96 @@ def simulate_clips(out: Path, kind: str, seed: int, recipe: Recipe) -> int:
     from e2e_perception.core.network_config import SIZES
     from e2e_perception.data.clip_store import ClipWriter
     from e2e_perception.simulation.recording import record_clips
-    from e2e_perception.simulation.traffic import simulate_scenario
 
     writer = ClipWriter(out)
+    try:
+        scenario = _scenario(source, recipe.duration_s)
+    except InputError as error:
+        log(f"warning: {error}")
+        _done_path(out, source).touch()
+        return 0
     clips = record_clips(
-        simulate_scenario(kind, seed, recipe.duration_s),
+        scenario,
         Rig.model_validate_json(recipe.rig),
         SIZES[recipe.size],
         clip_length=recipe.clip_length,
         stride_s=recipe.stride_s,
-        seed=seed,
+        seed=source.seed,
         randomize=recipe.randomize,
+        degradation=_degradation(recipe),
+        price_proposals=source.difficulty is not None,
     )
-    written = sum(writer.write(f"{kind}-{seed:06d}-{k:03d}", clip) for k, clip in enumerate(clips))
-    _done_path(out, kind, seed).touch()
+    written = sum(writer.write(f"{source.file_name}-{k:03d}", clip) for k, clip in enumerate(clips))
+    _done_path(out, source).touch()
     return written
 
 
-def _done_path(out: Path, kind: str, seed: int) -> Path:
-    return out / DONE / f"{kind}-{seed:06d}"
+def _done_path(out: Path, source: Source) -> Path:
+    return out / DONE / source.file_name
 
 
 # ------------------------------------------------------------------ bags
 
 
-def _write_bags(out: Path, todo: list[tuple[str, int]], duration_s: float, rig: Rig) -> dict[str, object]:
-    bags, messages = [], 0
-    for kind, seed in todo:
-        path = out if len(todo) == 1 else out / f"{kind}-{seed:06d}"
-        messages += write_bag(path, kind, seed, duration_s, rig)
-        bags.append(str(path))
-    return {"bags": bags, "messages": messages, "seconds": duration_s * len(todo)}
+def _write_bags(
+    out: Path, todo: list[Source], recipe: Recipe, workers: int, ray: str | None
+) -> dict[str, object]:
+    paths = [out if len(todo) == 1 else out / source.file_name for source in todo]
+    started, messages = time.perf_counter(), 0
+    if len(todo) == 1:
+        messages = _bag_at(out, todo[0], recipe)
+    else:
+        with progress_bar("simulating", len(todo)) as progress:
+            for done, count in enumerate(_on_all(_bag_of, out, todo, recipe, workers, ray), 1):
+                messages += count
+                progress(done)
+    return {
+        "bags": [str(path) for path in paths],
+        "messages": messages,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _bag_of(task: tuple[Path, Source, Recipe]) -> int:
+    out, source, recipe = task
+    return _bag_at(out / source.file_name, source, recipe, quiet=True)
+
+
+def _bag_at(path: Path, source: Source, recipe: Recipe, *, quiet: bool = False) -> int:
+    scenario = _scenario(source, recipe.duration_s)
+    rig = Rig.model_validate_json(recipe.rig)
+    return write_scenario(path, scenario, source.seed, rig, _degradation(recipe), quiet=quiet)
 
 
 def write_bag(path: Path, kind: str, seed: int, duration_s: float, rig: Rig) -> int:
-    """Record one scenario to an MCAP rosbag2.
+    """Record one scenario of one of `KINDS` to an MCAP rosbag2.
 
+    Returns:
+        Number of messages written.
+    Raises:
+        InputError: If something is at `path` already.
+    """
+    return write_scenario(path, _scenario(Source(kind, seed), duration_s), seed, rig)
+
+
+def write_scenario(
+    path: Path,
+    scenario: Scenario,
+    seed: int,
+    rig: Rig,
+    degradation: DegradationSchedule | None = None,
+    *,
+    quiet: bool = False,
+) -> int:
+    """Record a scenario to an MCAP rosbag2.
+
+    Args:
+        path: To be made.
+        scenario: The drive.
+        seed: Of the sensors' noise and jitter.
+        rig: Its sensors.
+        degradation: What goes wrong with them.
+        quiet: Without a progress bar of its own.
     Returns:
         Number of messages written.
     Raises:
@@ -224,21 +379,26 @@ def write_bag(path: Path, kind: str, seed: int, duration_s: float, rig: Rig) -> 
     """
     from e2e_perception.data.bags import write_scenario_bag
     from e2e_perception.simulation.recording import odometry, sensor_messages, true_boxes
-    from e2e_perception.simulation.traffic import simulate_scenario
 
-    scenario = simulate_scenario(kind, seed, duration_s)
-    with progress_bar(f"simulating {kind}", round(duration_s)) as progress:
-
-        def watched() -> Iterator[SensorMessage]:
-            for message in sensor_messages(scenario, rig, seed):
-                progress((message.stamp_ns - scenario.start_ns) // 1_000_000_000)
-                yield message
-
+    def write(messages: Iterator[SensorMessage]) -> int:
         return write_scenario_bag(
             path,
-            watched(),
+            messages,
             rig,
             odometry=odometry(scenario),
             route=scenario.route,
             labels=true_boxes(scenario, rig),
         )
+
+    messages = sensor_messages(scenario, rig, seed, degradation)
+    if quiet:
+        return write(messages)
+    seconds = round((scenario.end_ns - scenario.start_ns) * 1e-9)
+    with progress_bar(f"simulating {scenario.name}", seconds) as progress:
+
+        def watched() -> Iterator[SensorMessage]:
+            for message in messages:
+                progress((message.stamp_ns - scenario.start_ns) // 1_000_000_000)
+                yield message
+
+        return write(watched())

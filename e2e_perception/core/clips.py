@@ -34,7 +34,8 @@ class Clip:
         source: Provenance: `simulation`, a bag's digest, …
         scenario: Name and seed of the scenario, or empty.
         plan_costs_TCK: (T, C, K) float32, what each proposal of the plan vocabulary would have cost against
-            the true futures, weighted, columns as `COST_TERMS` without imitation; None: not known.
+            the true futures, weighted, columns as `COST_TERMS` without imitation; NaN near the end of a
+            drive; None: not known.
     """
 
     inputs: dict[str, NDArray[np.generic]]

@@ -14,10 +14,12 @@ from e2e_perception.simulation.closed_loop import ClosedLoop, Robot
 from e2e_perception.simulation.driving import drive_with
 from e2e_perception.simulation.policies import make_policy
 from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario
-from e2e_perception.simulation.scoring import Others, Outline, Weights, cost_table
+from e2e_perception.simulation.scoring import TERMS, Others, Outline, Weights, cost_table
+from e2e_perception.simulation.solvability import succeeded
 from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
 
 PRICING_STEP = 0.25  # [s]
+FAILED_HORIZON_S = 0.3  # [s] after the last frame of a failed drive, so that every sensor can measure
 AREA_MARGIN = 0.1  # [m] by which a corner may leave the drivable area
 
 
@@ -29,8 +31,9 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
         policy: Somebody else to drive, one of `policies.SIMPLE_POLICIES`.
         robot: Outline and actuators.
     Returns:
-        The drive. Its last `LABEL_HORIZON_S` are for labels alone. A drive that ended in a contact, off the
-        road or short of the goal is kept too, and marked `collided`: it is no example to imitate.
+        The drive. Its last `LABEL_HORIZON_S` are for labels alone, unless it failed. A drive that ended in a
+        contact, off the road or short of the goal is kept too, and marked `collided`: it is no example to
+        imitate.
     Raises:
         InputError: If it ended before there was anything to record.
     """
@@ -40,18 +43,14 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
     driver = make_policy(policy, world, outline)
     record = drive_with(loop, driver.plan, driver.period_ns, policy)
     num = len(record.ego_T5)
-    last_s = 0.1 * (num - 1) - LABEL_HORIZON_S
+    failed = not succeeded(record)
+    # A failed drive is no example, so its last seconds need no future to imitate.
+    last_s = 0.1 * (num - 1) - (FAILED_HORIZON_S if failed else LABEL_HORIZON_S)
     if last_s < 1.0:
         raise InputError(
             f"scenario {spec.name} was over after {0.1 * (num - 1):.1f} s ({policy}: "
-            f"{record.failure or 'contact'}); at least {1.0 + LABEL_HORIZON_S:g} s are needed"
+            f"{record.failure or 'contact'}), which is too short to record"
         )
-    failed = bool(
-        record.contacts
-        or record.failure
-        or record.off_road_T.any()
-        or record.progress_T.max() < record.goal_s
-    )
     return Scenario(
         kind=spec.family,
         seed=spec.seed,
@@ -108,11 +107,14 @@ class ProposalPricer:
         """(C, K) weighted costs, proposals in the network's order, columns `scoring.TERMS`.
 
         Args:
-            stamp_ns: At least a horizon before the scenario's last instant [ns].
+            stamp_ns: An instant of the scenario [ns]; less than a horizon before its last one nothing is
+                known, and all costs are NaN.
         Raises:
-            InputError: If the scenario does not cover the horizon.
+            InputError: If the scenario does not cover the instant.
         """
         scenario, network = self.scenario, self.network
+        if stamp_ns + round(network.horizon_steps * network.step_s * 1e9) > scenario.last_ns:
+            return np.full((network.num_plans, len(TERMS)), np.nan, np.float32)
         ego = scenario.ego_at(stamp_ns)
         pose = ego.odom_from_base.planar_part()
         s, offset = scenario.route.project((pose.x, pose.y))

@@ -31,6 +31,7 @@ from e2e_perception.simulation.world import World
 Array = NDArray[np.float64]
 
 TIMES = SIZES["tiny"].times_T
+RULE_HORIZON, RULE_STEP = 2.0, 0.2  # [s] that a rule-based driver is looked at ahead
 STOP_BRAKING = 3.0  # [m/s^2]
 BLIND_ACCELERATION = 1.5  # [m/s^2] towards the limit
 BLIND_BRAKING = 1.5  # [m/s^2] before a bend
@@ -74,7 +75,6 @@ class IdmPolicy:
     """See the module."""
 
     period_ns = 200_000_000
-    _HORIZON, _STEP = 2.0, 0.2
 
     def __init__(self, world: World) -> None:
         if not isinstance(world, TrafficWorld):
@@ -83,19 +83,28 @@ class IdmPolicy:
 
     def plan(self, ego: EgoState) -> Plan | None:
         """See `Policy`."""
-        imagined = self._world.imagine(
-            ego, self._HORIZON, self._STEP, heeds_priority=False, heeds_walkers=False, cautious=False
-        )
-        assert imagined.ego_T4 is not None
-        pose = ego.odom_from_base.planar_part()
-        path = np.concatenate([[[pose.x, pose.y]], imagined.ego_T4[:, :2]])
-        grid = np.concatenate([[0.0], imagined.times_T])
-        inside = np.minimum(TIMES, self._HORIZON)
-        points = np.stack([np.interp(inside, grid, path[:, k]) for k in (0, 1)], axis=-1)
-        yaw, speed = imagined.ego_T4[-1, 2:]
-        beyond = np.maximum(TIMES - self._HORIZON, 0.0)[:, None] * speed
-        points = points + beyond * np.array([np.cos(yaw), np.sin(yaw)])
-        return plan_through(pose.inverse().apply(points), ego)
+        return rule_plan(self._world, ego, heeds_priority=False, heeds_walkers=False, cautious=False)
+
+
+def rule_plan(world: TrafficWorld, ego: EgoState, **driver: bool) -> Plan:
+    """What one of the world's own drivers would do in the robot's place.
+
+    Args:
+        world: Known up to `ego.stamp_ns`.
+        ego: The robot now.
+        **driver: What that driver does not heed, see `TrafficWorld.imagine`.
+    """
+    imagined = world.imagine(ego, RULE_HORIZON, RULE_STEP, **driver)
+    assert imagined.ego_T4 is not None
+    pose = ego.odom_from_base.planar_part()
+    path = np.concatenate([[[pose.x, pose.y]], imagined.ego_T4[:, :2]])
+    grid = np.concatenate([[0.0], imagined.times_T])
+    inside = np.minimum(TIMES, RULE_HORIZON)
+    points = np.stack([np.interp(inside, grid, path[:, k]) for k in (0, 1)], axis=-1)
+    yaw, speed = imagined.ego_T4[-1, 2:]
+    beyond = np.maximum(TIMES - RULE_HORIZON, 0.0)[:, None] * speed
+    points = points + beyond * np.array([np.cos(yaw), np.sin(yaw)])
+    return plan_through(pose.inverse().apply(points), ego)
 
 
 class BlindPolicy:

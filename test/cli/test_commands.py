@@ -20,8 +20,10 @@ OPTIONS = {
     "replay": ["--out", "--bundle", "--rig", "--backend", "--params", "--report", "--json"],
     "run": ["--params", "--bundle", "--backend", "--rig", "--namespace", "--use-sim-time", "--play",
             "--record", "--json"],
-    "simulate": ["--out", "--kind", "--seed", "--duration", "--format", "--scenarios", "--workers", "--rig",
-                 "--json"],
+    "simulate": ["--out", "--kind", "--suite", "--limit", "--seed", "--duration", "--format", "--scenarios",
+                 "--workers", "--ray", "--degrade", "--rig", "--json"],
+    "drive": ["--suite", "--scenario", "--log", "--policy", "--workers", "--ray", "--degrade", "--limit",
+              "--views", "--rig", "--backend", "--params", "--out", "--json"],
     "train": ["--data", "--out", "--config", "--set", "--stop-after", "--device", "--json"],
     "export": ["--out", "--name", "--rig", "--data", "--evaluation", "--parent", "--json"],
     "bundle": ["inspect", "verify"],
@@ -180,6 +182,43 @@ def test_exporting_without_a_checkpoint_says_what_writes_one(
     pytest.importorskip("torch", reason="torch is not installed: `pip install .[training]`")
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "written by `e2e-perception train`" in sentence_of(capsys)
+
+
+def test_a_suite_becomes_clips_with_priced_proposals_and_bags_driven_by_the_expert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highway_env", reason="highway-env is not installed: `pip install .[training]`")
+    from e2e_perception.core.network_config import SIZES
+    from e2e_perception.data.clip_store import ClipStore
+
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        "name: mine\ndescription: Short ones.\nentries:\n"
+        "  - {family: highway+stopped_queue, seeds: [0]}\n  - {family: highway+braking_lead, seeds: [1]}\n",
+        encoding="utf-8",
+    )
+    clips = ["simulate", "--suite", str(suite), "--format", "clips", "--limit", "1", "--degrade", "rain",
+             "--out", str(tmp_path / "clips"), "--clip-length", "2", "--json"]  # fmt: skip
+    assert main(clips) == 0
+    assert json.loads(capsys.readouterr().out)["new_clips"] >= 1
+    clip = ClipStore(tmp_path / "clips").read(0)
+    assert clip.scenario == "highway+stopped_queue/0@0.5"
+    assert clip.plan_costs_TCK is not None
+    assert clip.plan_costs_TCK.shape == (2, SIZES["tiny"].num_plans, 5)
+    assert main(clips) == 0
+    assert json.loads(capsys.readouterr().out)["new_clips"] == 0
+
+    assert main(["simulate", "--suite", str(suite), "--out", str(tmp_path / "bags"), "--workers", "1",
+                 "--json"]) == 0  # fmt: skip
+    made = json.loads(capsys.readouterr().out)
+    assert [Path(bag).name for bag in made["bags"]] == [
+        "highway_stopped_queue-000000-0.5", "highway_braking_lead-000001-0.5"
+    ]  # fmt: skip
+    assert all((Path(bag) / "metadata.yaml").is_file() for bag in made["bags"])
+    assert main(["simulate", "--suite", "martian", "--out", str(tmp_path / "x")]) == 2
+    assert "martian" in sentence_of(capsys)
+    assert main(["simulate", "--degrade", "martian", "--out", str(tmp_path / "x")]) == 2
+    assert "martian" in sentence_of(capsys)
 
 
 def test_clips_are_continued_and_never_mixed_with_another_recipe(
