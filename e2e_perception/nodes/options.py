@@ -1,4 +1,4 @@
-"""Parameters of the player, the recorder and the simulator; like the stack's, declared, checked and documented from here."""
+"""Parameters of player, recorder and simulator; like the stack's, declared, checked, documented from here."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ class SimOptions(Section):
     """What `sim_node` drives, and how."""
 
     scenario: str = tunable(
-        "two_way+crossing/3", "`family/seed` or `family/seed@difficulty`, see docs/driving.md.", read_only=True
+        "two_way+crossing/3",
+        "`family/seed` or `family/seed@difficulty`, see docs/driving.md.",
+        read_only=True,
     )
-    seed: int = tunable(-1, "In place of the scenario's; -1: keep that.", ge=-1, read_only=True)
+    seed: int = tunable(-1, "In place of the scenario's; -1: keep that.", ge=-1, le=10**9, read_only=True)
     rig: str = tunable(
         "tiny",
         "Rig file, or the name of a shipped rig; the same as the stack's. A camera whose topic ends in "
@@ -64,8 +66,8 @@ class SimOptions(Section):
     )
     lockstep: bool = tunable(
         True,
-        "Let simulated time stand still until the plans of frames are there, so that the drive does not depend "
-        "on the machine; false: a late plan is late.",
+        "Let simulated time stand still until the plans of frames are there, so that the drive does not "
+        "depend on the machine; false: a late plan is late.",
         read_only=True,
     )
     plan_timeout: float = tunable(

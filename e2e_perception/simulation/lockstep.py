@@ -1,13 +1,13 @@
 """A closed loop whose stack runs elsewhere: what to send it when, and when time has to wait for its answer.
 
-In process a frame is worked on in no time, and its plan takes effect `PLAN_DELAY_NS` after the frame's stamp. A
-stack in another process works while the simulation goes on. So that the episode is the same however fast
-either is, time stands still before the tick in which a plan would have taken effect, until that plan is there.
+In process a frame is worked on in no time, and its plan takes effect `PLAN_DELAY_NS` after the frame's stamp.
+A stack in another process works while the simulation goes on. So that the episode is the same however fast
+either is, time stands still before the tick in which a plan would have taken effect, until it is there.
 
-Which frames the stack will make, and when, is known here: a second `FrameAssembler` is given the same messages
-at the same times. It matters because time must not stop for a frame that still waits for a sensor: with a
-lidar that is 50 ms late and 60 ms of patience, a frame may leave 110 ms after its stamp, when its plan is due
-already. Such a plan takes effect at once, in both worlds.
+Which frames the stack will make, and when, is known here: a second `FrameAssembler` is given the same
+messages at the same times. It matters because time must not stop for a frame that still waits for a sensor:
+with a lidar that is 50 ms late and 60 ms of patience, a frame may leave 110 ms after its stamp, when its plan
+is due already. Such a plan takes effect at once, in both worlds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Tick:
 class Lockstep:
     """One episode driven from outside.
 
-    Call `tick`, send what it gives, hand in answers, and before the next `tick` wait until `awaited` is empty.
+    Call `tick`, send what it gives, hand in answers; before the next `tick` wait until `awaited` is empty.
 
     Attributes:
         loop: Robot and world.
