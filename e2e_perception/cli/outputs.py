@@ -110,15 +110,16 @@ def write_run_report(
         for event in stream.events(progress):
             data.take(event)
     bundle_name = summary["bundle"].split()[0]
+    name = str(summary.get("scenario", stream.path.name))
     facts = {
-        "bag": f"{stream.path.name}, {stream.duration_s:.1f} s",
+        "scenario" if "scenario" in summary else "bag": f"{name}, {stream.duration_s:.1f} s",
         **{key: str(summary[key]) for key in ("bundle", "backend", "rig", "mode")},
     }
     write_report(
         path,
         data.frames(),
         rig=data.rig,
-        title=f"{stream.path.name} through {bundle_name}",
+        title=f"{name} through {bundle_name}",
         facts=facts,
         summary=summary,
     )

@@ -147,6 +147,8 @@ def parameter_arguments(
     for name, value in parameters.items():
         if isinstance(value, bool):
             text = str(value).lower()
+        elif isinstance(value, list):
+            text = "[" + ", ".join(f"'{item}'" for item in value) + "]"
         elif isinstance(value, str):
             text = f"'{value}'"  # quoted, or YAML would read `1` or `on` as something else
         else:

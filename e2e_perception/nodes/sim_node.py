@@ -306,8 +306,8 @@ def _plain(value: Any) -> Any:
 
 def main() -> int:
     """Entry point of `sim_node`."""
-    # A frame's messages leave together. What does not fit Fast DDS's shared memory is sent again only with its
-    # next heartbeat, three seconds later.
+    # A frame's messages leave together. What does not fit Fast DDS's shared memory is sent again with its
+    # next heartbeat, after three seconds.
     os.environ.setdefault(PROFILES, str(config_dir() / "fastdds_large_messages.xml"))
     return run(SimNode, help_text=node_help(__doc__ or "", section_specs(SimOptions)))
 
