@@ -2,7 +2,7 @@
 
     python scripts/find_unsolvable.py --suite test [--workers 2] [--write]
 
-Prints the `excluded` entries of the suite's YAML file; with --write puts them there, in place of those before.
+Prints the `excluded` entries of the suite's YAML file; --write puts them there, in place of the old ones.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
 
 SPEC = ScenarioSpec("highway", 5)
 MS = 1_000_000
-# A lidar so late that some frames leave before their plan is due and some after; a radar never in step with it.
+# A lidar so late that some frames leave before their plan is due and some after; a radar not in step with it.
 RIG = Rig(
     name="late",
     sensors=(
@@ -152,7 +152,7 @@ def test_without_any_answer_the_episode_goes_on_and_fails_for_want_of_a_plan() -
 
 
 @pytest.mark.parametrize("offset_ns", [-1, 40 * MS + 1])
-def test_a_plan_for_a_time_that_is_not_of_the_episode_so_far_is_counted_and_not_driven(
+def test_a_plan_for_a_time_outside_the_episode_so_far_is_counted_and_not_driven(
     offset_ns: int,
 ) -> None:
     lockstep = Lockstep(fresh_loop(), RIG, SYNC)

@@ -1,0 +1,129 @@
+"""Drive suites by several policies and print the tables of docs/results.md.
+
+    python scripts/measure_drives.py --suites test critical --out runs/drives [--policies expert idm …]
+
+Each drive is `e2e-perception drive`; one that is there already, of the same scenarios, is used again. What a
+suite excludes is left out of every row. The last column is the paired difference in success to `blind`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from e2e_perception.cli.console import log, print_table
+from e2e_perception.core.errors import E2EPerceptionError
+from e2e_perception.evaluation.outcome_tables import paired_difference, read_outcomes, summarize
+from e2e_perception.evaluation.outcomes import Outcome
+from e2e_perception.simulation.suites import load_suite
+
+POLICIES = (
+    "expert",
+    "ground-truth-planner",
+    "idm",
+    "bundle:tiny",
+    "blind",
+    "constant-velocity",
+    "stop",
+)
+CONTROL = "blind"
+HEAD = (
+    "policy",
+    "success",
+    "95 %",
+    "at-fault collision",
+    "off road",
+    "progress",
+    "TTC p5 [s]",
+    "jerk p95",
+    "against blind",
+)
+
+
+def outcomes_of(suite_name: str, policy: str, out: Path, workers: int) -> tuple[Outcome, ...]:
+    """Drive, unless it has been done; without the excluded scenarios."""
+    suite = load_suite(suite_name)
+    directory = out / f"{suite_name}-{policy.replace(':', '-').replace('/', '-')}"
+    wanted = {spec.name for spec in suite.scenarios()}
+    if (directory / "summary.json").is_file():
+        found, _ = read_outcomes(directory)
+        if wanted <= {item.scenario for item in found}:
+            return tuple(item for item in found if item.scenario in wanted)
+    log(f"driving {suite_name} by {policy}")
+    command = [sys.executable, "-m", "e2e_perception.cli", "drive", "--suite", suite_name, "--policy", policy]
+    command += ["--workers", str(workers), "--out", str(directory), "--json"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return read_outcomes(directory)[0]
+
+
+def row(policy: str, outcomes: tuple[Outcome, ...], control: tuple[Outcome, ...] | None) -> list[str]:
+    """One line of the table."""
+    figures: dict[str, Any] = summarize(outcomes)
+    low, high = figures["success_rate_ci95"]
+    cells = [policy, f"{figures['success_rate']:.3f}", f"{low:.2f} … {high:.2f}"]
+    cells += [f"{figures[name]:.3f}" for name in ("at_fault_collision_rate", "off_road_rate")]
+    cells += [
+        f"{figures['progress_mean']:.2f}",
+        f"{figures['ttc_p5_s']:.2f}",
+        f"{figures['jerk_p95_mps3']:.1f}",
+    ]
+    if control is None or policy == CONTROL:
+        return [*cells, "—"]
+    paired = paired_difference(outcomes, control, "success")
+    low, high = paired["difference_ci95"]
+    return [*cells, f"{paired['difference']:+.2f} ({low:+.2f} … {high:+.2f})"]
+
+
+def main() -> int:
+    """Exit code 0, or 2 if something cannot be driven."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suites", nargs="+", default=["test", "critical"])
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES))
+    parser.add_argument("--out", type=Path, default=Path("runs/drives"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--families", action="store_true", help="success by road as well")
+    arguments = parser.parse_args()
+    try:
+        for suite in arguments.suites:
+            drives = {p: outcomes_of(suite, p, arguments.out, arguments.workers) for p in arguments.policies}
+            control = drives.get(CONTROL)
+            show(suite, [row(p, found, control) for p, found in drives.items()], HEAD, arguments.markdown)
+            if arguments.families:
+                show(suite, *by_road(drives), arguments.markdown)
+    except (E2EPerceptionError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def by_road(drives: dict[str, tuple[Outcome, ...]]) -> tuple[list[list[str]], tuple[str, ...]]:
+    """Success by road, hazards or none: rows and head."""
+    roads = sorted({item.family.partition("+")[0] for found in drives.values() for item in found})
+    rows = []
+    for policy, found in drives.items():
+        cells = [policy]
+        for road in roads:
+            of_road = [item for item in found if item.family.partition("+")[0] == road]
+            cells.append(f"{sum(item.success for item in of_road)}/{len(of_road)}")
+        rows.append(cells)
+    return rows, ("policy", *roads)
+
+
+def show(title: str, rows: list[list[str]], head: tuple[str, ...], markdown: bool) -> None:
+    """Print a table."""
+    if not markdown:
+        print_table(title, head, rows)
+        return
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
