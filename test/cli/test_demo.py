@@ -50,6 +50,43 @@ def test_the_demo_plays_a_bag_and_leaves_outputs_summary_and_report(
     }
 
 
+def test_without_a_bag_the_demo_drives_in_closed_loop_and_the_report_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highway_env", reason="highway-env is not installed: `pip install .[training]`")
+    out = tmp_path / "out"
+    scenario = "highway+stopped_queue/0"  # over after 7 s
+    assert main(["demo", "--scenario", scenario, "--rate", "10", "--out", str(out), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["scenario"] == f"{scenario}@0.5"
+    assert summary["success"] is True
+    assert summary["frames_processed"] == summary["plans"] > 50
+    assert (out / "outputs" / "metadata.yaml").is_file()
+    assert "<canvas" in (out / "episode.html").read_text(encoding="utf-8")
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert '"episode":"episode.html"' in report
+    assert {p.name for p in (out / "logs").iterdir()} == {
+        "perception_node.log",
+        "recorder_node.log",
+        "sim_node.log",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scenario", "martian/1"], "unknown scenario family 'martian'"),
+        (["--degrade", "martian"], "martian"),
+        (["--bag", "x", "--degrade", "rain"], "--degrade is for a drive"),
+    ],
+)
+def test_what_cannot_be_driven_is_said_before_anything_starts(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_node_that_cannot_be_configured_ends_the_demo_with_its_last_words(
     bag: Path, bundle: Path, rig_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
