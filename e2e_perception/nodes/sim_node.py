@@ -21,17 +21,18 @@ import os
 import sys
 import threading
 import time
+from array import array
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
-from e2e_perception.core.config import SyncConfig, section_specs
+from e2e_perception.core.config import SyncConfig, section_specs, validated
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.message_inputs import stamp_ns
@@ -76,6 +77,9 @@ SETTLE_S = 0.5  # a subscriber that we see may not see us yet
 # A deadline of the planner may lie between two ticks; time that stands still has to let it pass.
 NUDGE_AFTER_S, NUDGE_NS = 0.05, TICK_NS - 1_000_000
 POLL_S = 0.01
+RETRY_S = 1.0  # patience with a planner that has been waited for in vain, until it answers again
+SYNC = tuple(SyncConfig.model_fields)
+RATE_LIMIT = "node.max_rate_hz"
 
 
 class SimNode(Node):
@@ -96,15 +100,19 @@ class SimNode(Node):
         self.exit_code: int | None = None
         self.report = NodeReport(self.get_logger())
         self._options = declared_options(self, SimOptions)
-        rig = find_rig(self._options.rig)
-        self._lockstep = Lockstep(_closed_loop(self._options, rig), rig, SyncConfig(), self._options.duration)
-        self._rig, self._loop = rig, self._lockstep.loop
+        self._rig = find_rig(self._options.rig)
+        self._loop = _closed_loop(self._options, self._rig)
+        self._lockstep = Lockstep(self._loop, self._rig, SyncConfig(), self._options.duration)
         self._out = Path(self._options.out) if self._options.out else None
         if self._out is not None:
-            self._out.mkdir(parents=True, exist_ok=True)
+            try:
+                self._out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"out: no directory {self._out} can be made: {error.strerror}") from error
         self._make = RclpyFactory()
         self._changed = threading.Condition()
         self._bundle, self._counters, self._plans = "", dict[str, int](), 0
+        self._patience_s = self._options.plan_timeout
         self._create_publishers()
         planner = self._options.planner
         qos = output_qos(100)
@@ -146,8 +154,7 @@ class SimNode(Node):
         plan = plan_from_message(message)
         with self._changed:
             self._lockstep.take_plan(plan, SafetyState(int(message.state)))
-            self._lockstep.answered(plan.stamp_ns)
-            self._changed.notify_all()
+            self._answered(plan.stamp_ns)
 
     def _take_health(self, message: Any) -> None:
         with self._changed:
@@ -156,9 +163,13 @@ class SimNode(Node):
             self._counters = {"frames": int(message.frames), "plans": int(message.plans)}
             self._counters |= {f"dropped: {cause}": int(count) for cause, count in counts if count}
             if int(message.plans) == self._plans:  # this frame has none; else it is on its way
-                self._lockstep.answered(stamp_ns(message))
-                self._changed.notify_all()
+                self._answered(stamp_ns(message))
             self._plans = int(message.plans)
+
+    def _answered(self, at_ns: int) -> None:
+        if self._lockstep.answered(at_ns):
+            self._patience_s = self._options.plan_timeout
+        self._changed.notify_all()
 
     # --- in the simulation's thread -------------------------------------------------------------------------
 
@@ -166,8 +177,10 @@ class SimNode(Node):
         code = 2
         try:
             self._wait_for_planner()
-            self._play()
-            self._finish()
+            if not self._stopping.is_set():
+                self._begin()
+                self._play()
+                self._finish()
             code = 0
         except E2EPerceptionError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -191,15 +204,48 @@ class SimNode(Node):
                     "and activate it"
                 )
             self._stopping.wait(0.05)
-        limit = self._loop.world.speed_limit
-        self._planner_parameters.set_parameters(
-            [Parameter("planning.speed_limit", Parameter.Type.DOUBLE, float(limit))]
-        )
+
+    def _begin(self) -> None:
+        """Agree with the planner, and tell it where it is and where to go."""
+        sync, rate_limit = self._planner_sync()
+        if self._options.lockstep and (sync.policy != "anchor" or rate_limit > 0.0):
+            raise InputError(
+                f"{self._options.planner} has sync.policy {sync.policy!r} and {RATE_LIMIT} {rate_limit:g}; "
+                "time can wait for its plans only with `anchor` and 0, else set lockstep to false"
+            )
+        self._lockstep = Lockstep(self._loop, self._rig, sync, self._options.duration)
+        limit = Parameter("planning.speed_limit", Parameter.Type.DOUBLE, float(self._loop.world.speed_limit))
+        answer = self._answer(self._planner_parameters.set_parameters([limit]), "a speed limit")
+        for result in answer.results:
+            if not result.successful:
+                self.get_logger().warning(f"{self._options.planner} takes no speed limit: {result.reason}")
         self._route.publish(route_message(self._make, self._loop.world.route, self._loop.now_ns))
         until_s = time.monotonic() + SETTLE_S
         while time.monotonic() < until_s and not self._stopping.wait(0.05):
             self._publish_time(self._loop.now_ns)
         self._publish_odometry(self._loop.ego)
+
+    def _planner_sync(self) -> tuple[SyncConfig, float]:
+        """How the planner makes frames, and at most how often [Hz]; defaults for what it does not have."""
+        names = [*(f"sync.{name}" for name in SYNC), RATE_LIMIT]
+        answer = self._answer(self._planner_parameters.get_parameters(names), "its parameters")
+        values = [parameter_value_to_python(value) for value in answer.values]
+        given: dict[str, Any] = {
+            name: list(value) if isinstance(value, array) else value
+            for name, value in zip((*SYNC, RATE_LIMIT), values, strict=False)
+            if value is not None
+        }
+        rate_limit = float(given.pop(RATE_LIMIT, 0.0))
+        return validated(SyncConfig, given, f"sync parameters of {self._options.planner}"), rate_limit
+
+    def _answer(self, future: Any, what: str) -> Any:
+        deadline_s = time.monotonic() + self._options.start_timeout
+        while not future.done():
+            if time.monotonic() > deadline_s or self._stopping.wait(POLL_S):
+                raise InputError(
+                    f"{self._options.planner} did not answer when asked for {what}; is it running?"
+                )
+        return future.result()
 
     def _play(self) -> None:
         begun_s, start_ns = time.monotonic(), self._loop.now_ns
@@ -215,6 +261,8 @@ class SimNode(Node):
             if self._options.rate > 0.0:
                 due_s = begun_s + (tick.now_ns - start_ns) * 1e-9 / self._options.rate
                 self._stopping.wait(max(due_s - time.monotonic(), 0.0))
+        if not self._lockstep.over:
+            self._loop.fail("interrupted")
         passed = (self._loop.now_ns - start_ns) * 1e-9
         took = time.monotonic() - begun_s
         self.get_logger().info(f"{passed:.1f} s simulated in {took:.1f} s, {passed / max(took, 1e-6):.2f}x")
@@ -229,11 +277,12 @@ class SimNode(Node):
                 if waited_s > NUDGE_AFTER_S and not nudged:
                     nudged = True
                     self._publish_time(self._loop.now_ns + NUDGE_NS)
-                if waited_s > self._options.plan_timeout:
+                if waited_s > self._patience_s:
                     late = self._lockstep.give_up()
                     self.get_logger().warning(
-                        f"no plan for {len(late)} frame(s) in {self._options.plan_timeout:g} s; time goes on"
+                        f"no plan for {len(late)} frame(s) in {self._patience_s:g} s; time goes on"
                     )
+                    self._patience_s = min(self._patience_s, RETRY_S)
 
     def _finish(self) -> None:
         with self._changed:

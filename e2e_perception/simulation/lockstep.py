@@ -101,9 +101,15 @@ class Lockstep:
             return
         self.loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=state)
 
-    def answered(self, stamp_ns: int) -> None:
-        """The stack is done with a frame, whether there was a plan or not."""
+    def answered(self, stamp_ns: int) -> bool:
+        """The stack is done with a frame, whether there was a plan or not.
+
+        Returns:
+            Whether there is such a frame that had no answer yet.
+        """
+        had_none = stamp_ns in self._unanswered
         self._unanswered.pop(stamp_ns, None)
+        return had_none
 
     def give_up(self) -> list[int]:
         """Wait no longer for what is awaited; returns it."""

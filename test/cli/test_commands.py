@@ -16,8 +16,8 @@ from e2e_perception.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "doctor": ["--json"],
-    "demo": ["--bag", "--scenario", "--degrade", "--rig", "--out", "--rate", "--bundle", "--backend", "--params",
-             "--json"],
+    "demo": ["--bag", "--scenario", "--degrade", "--rig", "--out", "--rate", "--bundle", "--backend",
+             "--params", "--json"],
     "replay": ["--out", "--bundle", "--rig", "--backend", "--params", "--report", "--json"],
     "run": ["--params", "--bundle", "--backend", "--rig", "--namespace", "--use-sim-time", "--play",
             "--record", "--json"],

@@ -1,9 +1,10 @@
-"""sim_node over real DDS: the shipped bundle drives the same episode as in process; what fails, fails soon."""
+"""sim_node over real DDS: the shipped bundle drives the same episode as in process; failures end it soon."""
 
 from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,12 +170,50 @@ def test_without_a_stack_it_says_who_is_missing(start: Start, sim_parameters: di
     assert not (Path(str(sim_parameters["out"])) / "outcome.json").exists()
 
 
+def test_time_waits_as_the_stacks_own_synchronisation_needs(
+    start: Start, stack_parameters: dict[str, object], sim_parameters: dict[str, object]
+) -> None:
+    """One camera is dead, so that every frame leaves at its deadline, and that is later than by default."""
+    schedule = Path(str(sim_parameters["out"])).parent / "no_front.yaml"
+    schedule.write_text(
+        "description: The front camera is dead.\n"
+        "entries:\n  - {effect: death, sensors: front, from_s: 0.0}\n",
+        encoding="utf-8",
+    )
+    start("perception_node", {**stack_parameters, "sync.max_wait_ms": 120.0})
+    sim = start("sim_node", {**sim_parameters, "degradation": str(schedule), "duration": 3.0})
+    assert sim.wait() == 0, sim.output
+    assert "time goes on" not in sim.output
+    assert read_outcome(sim_parameters)["counters"]["frames"] > 20
+
+
+def test_a_stack_whose_frames_cannot_be_foreseen_is_refused_in_lockstep(
+    start: Start, stack_parameters: dict[str, object], sim_parameters: dict[str, object]
+) -> None:
+    start("perception_node", {**stack_parameters, "node.max_rate_hz": 5.0})
+    sim = start("sim_node", sim_parameters)
+    assert sim.wait() == 2, sim.output
+    assert "set lockstep to false" in sim.output
+
+
+def test_an_interrupted_drive_is_no_success(
+    robot: Robot, start: Start, stack_parameters: dict[str, object], sim_parameters: dict[str, object]
+) -> None:
+    robot.ticking = False
+    robot.process = start("perception_node", stack_parameters)
+    sim = start("sim_node", {**sim_parameters, "rate": 1.0})
+    robot.spin_until(lambda: len(robot.plans) >= 5, "plans")
+    assert sim.end(signal.SIGINT) == 0, sim.output
+    assert read_outcome(sim_parameters)["failure"] == "interrupted"
+
+
 def test_an_interrupt_before_the_start_ends_it(
     robot: Robot, start: Start, sim_parameters: dict[str, object]
 ) -> None:
     sim = start("sim_node", sim_parameters)
     robot.spin_until(lambda: "sim_node" in robot.node.get_node_names(), "sim_node in the graph")
     assert sim.end(signal.SIGTERM) == 0, sim.output
+    assert not (Path(str(sim_parameters["out"])) / "outcome.json").exists()
 
 
 def _sleep(seconds: float) -> None:
