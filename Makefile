@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo_out
 BAG ?=
+SCENARIO ?=
 RIG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
@@ -30,8 +31,9 @@ setup: ## .venv with ROS 2 and all dependencies, messages and package built
 venv:
 	@$(PYTHON) scripts/workspace.py venv
 
-demo: setup ## simulate (or take BAG=path, RIG=file), run the stack on it, leave OUT=demo_out/report.html
-	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(BAG),--bag "$(BAG)") $(if $(RIG),--rig "$(RIG)")
+demo: setup ## drive SCENARIO (or play BAG=path, RIG=file) over ROS 2, leave OUT=demo_out/report.html
+	@$(IN_WORKSPACE) python -m e2e_perception.cli demo --out "$(OUT)" $(if $(SCENARIO),--scenario "$(SCENARIO)") \
+	  $(if $(BAG),--bag "$(BAG)") $(if $(RIG),--rig "$(RIG)")
 
 # Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
 # The first ends a worker that hangs (hypothesis would swallow an exception and hang again), shows where it was and
