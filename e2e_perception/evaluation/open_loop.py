@@ -207,5 +207,4 @@ def footprint_overlap(
             + half_other[1][:, None] * np.abs((axis * other_side_L2[:, None]).sum(-1))
         )
         separated |= np.abs((gap_LS2 * axis).sum(-1)) > reach
-    overlap: NDArray[np.bool_] = (~separated & valid_LS).any(0)
-    return overlap
+    return np.asarray((~separated & valid_LS).any(0))

@@ -4,12 +4,13 @@
     the rig's sensor topics              sensor_msgs/Image or CompressedImage, PointCloud2
     the rig's camera_info_topic          sensor_msgs/CameraInfo
     the rig's odom_topic, route_topic    nav_msgs/Odometry (50 Hz), nav_msgs/Path (latched)
-    /clock                               rosgraph_msgs/Clock, every 20 ms of simulated time
+    /clock                               rosgraph_msgs/Clock, before each message and every 20 ms
 
     topic in                             type
     PLANNER/plan, PLANNER/health         e2e_perception/Plan, Health
 
-Simulated time waits for the planner (`lockstep`), so that a drive is the same on any machine. The planner's
+Simulated time waits for the planner (`lockstep`), so that a drive is the same on any machine: for each
+message until it has been taken in, and for each frame's plan until it is there. The planner's
 `planning.speed_limit` is set to the scenario's. Exit codes: 0 when the episode is over, however it went, or
 after a signal; 2 if an option cannot be used, or the planner never came.
 """
@@ -32,7 +33,12 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
-from e2e_perception.core.config import SyncConfig, section_specs, validated
+from e2e_perception.core.config import (
+    StackConfig,
+    config_from_parameters,
+    parameter_specs,
+    section_specs,
+)
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.message_inputs import stamp_ns
@@ -67,19 +73,15 @@ from e2e_perception.nodes.qos import latched_qos, output_qos
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.simulation.closed_loop import ClosedLoop, Robot
 from e2e_perception.simulation.degradation import DegradationSchedule, load_degradation
-from e2e_perception.simulation.ego_vehicle import TICK_NS
 from e2e_perception.simulation.lockstep import Lockstep
 from e2e_perception.simulation.sensor_rig import SensorRig
 from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
 
 PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
 SETTLE_S = 0.5  # a subscriber that we see may not see us yet
-# A deadline of the planner may lie between two ticks; time that stands still has to let it pass.
-NUDGE_AFTER_S, NUDGE_NS = 0.05, TICK_NS - 1_000_000
+REPEAT_S = 0.2  # of the present time, while it stands still: /clock is best effort for those who listen
 POLL_S = 0.01
-RETRY_S = 1.0  # patience with a planner that has been waited for in vain, until it answers again
-SYNC = tuple(SyncConfig.model_fields)
-RATE_LIMIT = "node.max_rate_hz"
+RETRY_S = 1.0  # patience with a planner that is lost
 
 
 class SimNode(Node):
@@ -102,7 +104,7 @@ class SimNode(Node):
         self._options = declared_options(self, SimOptions)
         self._rig = find_rig(self._options.rig)
         self._loop = _closed_loop(self._options, self._rig)
-        self._lockstep = Lockstep(self._loop, self._rig, SyncConfig(), self._options.duration)
+        self._lockstep = self._locked(StackConfig())
         self._out = Path(self._options.out) if self._options.out else None
         if self._out is not None:
             try:
@@ -112,7 +114,7 @@ class SimNode(Node):
         self._make = RclpyFactory()
         self._changed = threading.Condition()
         self._bundle, self._counters, self._plans = "", dict[str, int](), 0
-        self._patience_s = self._options.plan_timeout
+        self._lost = False  # whether the planner has been waited for in vain, and has not answered since
         self._create_publishers()
         planner = self._options.planner
         qos = output_qos(100)
@@ -122,6 +124,10 @@ class SimNode(Node):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._drive, name="simulation", daemon=True)
         self._thread.start()
+
+    def _locked(self, config: StackConfig) -> Lockstep:
+        silence_ms, duration_s = config.supervisor.silence_ms, self._options.duration
+        return Lockstep(self._loop, self._rig, config.sync, silence_ms=silence_ms, duration_s=duration_s)
 
     def close(self) -> None:
         """Stop driving."""
@@ -168,7 +174,7 @@ class SimNode(Node):
 
     def _answered(self, at_ns: int) -> None:
         if self._lockstep.answered(at_ns):
-            self._patience_s = self._options.plan_timeout
+            self._lost = False
         self._changed.notify_all()
 
     # --- in the simulation's thread -------------------------------------------------------------------------
@@ -207,13 +213,14 @@ class SimNode(Node):
 
     def _begin(self) -> None:
         """Agree with the planner, and tell it where it is and where to go."""
-        sync, rate_limit = self._planner_sync()
-        if self._options.lockstep and (sync.policy != "anchor" or rate_limit > 0.0):
+        config = self._planner_config()
+        policy, rate_limit = config.sync.policy, config.node.max_rate_hz
+        if self._options.lockstep and (policy != "anchor" or rate_limit > 0.0):
             raise InputError(
-                f"{self._options.planner} has sync.policy {sync.policy!r} and {RATE_LIMIT} {rate_limit:g}; "
-                "time can wait for its plans only with `anchor` and 0, else set lockstep to false"
+                f"{self._options.planner} has sync.policy {policy!r} and node.max_rate_hz {rate_limit:g}; "
+                "time can wait for its plans only with 'anchor' and 0, else set lockstep to false"
             )
-        self._lockstep = Lockstep(self._loop, self._rig, sync, self._options.duration)
+        self._lockstep = self._locked(config)
         limit = Parameter("planning.speed_limit", Parameter.Type.DOUBLE, float(self._loop.world.speed_limit))
         answer = self._answer(self._planner_parameters.set_parameters([limit]), "a speed limit")
         for result in answer.results:
@@ -225,25 +232,23 @@ class SimNode(Node):
             self._publish_time(self._loop.now_ns)
         self._publish_odometry(self._loop.ego)
 
-    def _planner_sync(self) -> tuple[SyncConfig, float]:
-        """How the planner makes frames, and at most how often [Hz]; defaults for what it does not have."""
-        names = [*(f"sync.{name}" for name in SYNC), RATE_LIMIT]
+    def _planner_config(self) -> StackConfig:
+        """The planner's parameters; defaults for those that it does not have."""
+        names = [spec.name for spec in parameter_specs()]
         answer = self._answer(self._planner_parameters.get_parameters(names), "its parameters")
-        values = [parameter_value_to_python(value) for value in answer.values]
-        given: dict[str, Any] = {
+        values = {
             name: list(value) if isinstance(value, array) else value
-            for name, value in zip((*SYNC, RATE_LIMIT), values, strict=False)
+            for name, value in zip(names, map(parameter_value_to_python, answer.values), strict=True)
             if value is not None
         }
-        rate_limit = float(given.pop(RATE_LIMIT, 0.0))
-        return validated(SyncConfig, given, f"sync parameters of {self._options.planner}"), rate_limit
+        return config_from_parameters(values)
 
     def _answer(self, future: Any, what: str) -> Any:
         deadline_s = time.monotonic() + self._options.start_timeout
         while not future.done():
             if time.monotonic() > deadline_s or self._stopping.wait(POLL_S):
                 raise InputError(
-                    f"{self._options.planner} did not answer when asked for {what}; is it running?"
+                    f"{self._options.planner} did not answer a call about {what}; is it running?"
                 )
         return future.result()
 
@@ -252,10 +257,14 @@ class SimNode(Node):
         while not self._lockstep.over and not self._stopping.is_set():
             with self._changed:
                 tick = self._lockstep.tick()
-            self._publish_time(tick.now_ns)
             self._publish_odometry(tick.ego)
             for message in tick.messages:
+                self._publish_time(message.arrival_ns)
                 self._publish_sensor(message)
+                self._wait_until_taken()
+            self._publish_time(tick.now_ns)
+            if not tick.messages:
+                self._wait_until_taken()
             if self._options.lockstep:
                 self._wait_for_plans()
             if self._options.rate > 0.0:
@@ -267,22 +276,42 @@ class SimNode(Node):
         took = time.monotonic() - begun_s
         self.get_logger().info(f"{passed:.1f} s simulated in {took:.1f} s, {passed / max(took, 1e-6):.2f}x")
 
-    def _wait_for_plans(self) -> None:
+    def _wait_until_taken(self) -> None:
+        """Let time stand still until the planner has dated what was sent.
+
+        It does so when it takes a message from DDS, and a planner of one executor answers a call after it has
+        taken what was there before. When a frame waits no longer, and who is silent, hangs on that date.
+        """
+        if not self._options.lockstep or self._lost:
+            return
+        taken = threading.Event()
+        self._planner_parameters.get_parameters(["use_sim_time"]).add_done_callback(lambda _: taken.set())
         since_s = time.monotonic()
-        nudged = False
+        while not taken.wait(POLL_S) and not self._stopping.is_set():
+            if time.monotonic() - since_s > self._patience_s:
+                self._lose_patience(f"{self._options.planner} takes nothing in")
+                return
+
+    def _wait_for_plans(self) -> None:
+        since_s = repeated_s = time.monotonic()
         with self._changed:
             while self._lockstep.awaited() and not self._stopping.is_set():
                 self._changed.wait(POLL_S)
-                waited_s = time.monotonic() - since_s
-                if waited_s > NUDGE_AFTER_S and not nudged:
-                    nudged = True
-                    self._publish_time(self._loop.now_ns + NUDGE_NS)
-                if waited_s > self._patience_s:
-                    late = self._lockstep.give_up()
-                    self.get_logger().warning(
-                        f"no plan for {len(late)} frame(s) in {self._patience_s:g} s; time goes on"
-                    )
-                    self._patience_s = min(self._patience_s, RETRY_S)
+                now_s = time.monotonic()
+                if now_s - repeated_s > REPEAT_S:
+                    repeated_s = now_s
+                    self._publish_time(self._loop.now_ns)
+                if now_s - since_s > self._patience_s:
+                    self._lose_patience(f"no plan for {len(self._lockstep.give_up())} frame(s)")
+
+    @property
+    def _patience_s(self) -> float:
+        timeout_s = self._options.plan_timeout
+        return min(timeout_s, RETRY_S) if self._lost else timeout_s
+
+    def _lose_patience(self, why: str) -> None:
+        self.get_logger().warning(f"{why} in {self._patience_s:g} s; time goes on")
+        self._lost = True
 
     def _finish(self) -> None:
         with self._changed:

@@ -597,7 +597,7 @@ class TrafficVehicle(IDMVehicle):
             wanted_speed = min(wanted_speed, self.lane.speed_at(here + 0.5 * v))
         free = max(a * (1.0 - (v / max(wanted_speed, 0.1)) ** 4), -b)
         if gap == np.inf:
-            return free
+            return float(free)
         gap = max(gap, 0.3)
         closing = v - front_speed
         wanted = style.standing_gap + max(0.0, v * style.time_gap + v * closing / (2.0 * np.sqrt(a * b)))

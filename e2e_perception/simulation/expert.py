@@ -92,7 +92,7 @@ class Expert:
         self._s, offset = world.route.project((pose.x, pose.y), self._s)
         _, tangent = world.route.at(self._s)
         heading = float(wrap_angle(pose.yaw - np.arctan2(tangent[1], tangent[0])))
-        times = STEP * np.arange(1, round(HORIZON / STEP) + 1)
+        times = np.asarray(STEP * np.arange(1, round(HORIZON / STEP) + 1), np.float64)
         sd = manoeuvres(
             ACCELERATIONS,
             OFFSETS,

@@ -120,7 +120,7 @@ class ProposalPricer:
         s, offset = scenario.route.project((pose.x, pose.y))
         _, tangent = scenario.route.at(s)
         horizon = network.horizon_steps * network.step_s
-        times = np.arange(PRICING_STEP, horizon + 1e-9, PRICING_STEP)
+        times = np.arange(PRICING_STEP, horizon + 1e-9, PRICING_STEP, dtype=np.float64)
         sd = manoeuvres(
             network.plan_accelerations,
             network.plan_offsets,

@@ -142,7 +142,7 @@ class JunctionStage(Stage):
             s = float(rng.uniform(5.0, 90.0))
             ends = float(np.clip(s + rng.choice([-1.0, 1.0]) * 50.0, 3.0, 98.0))
             r = lane.width / 2.0 + float(rng.uniform(1.2, 5.0))
-            path = lane.positions(np.linspace(s, ends, 30), np.full(30, r))
+            path = lane.positions(np.linspace(s, ends, 30, dtype=np.float64), np.full(30, r))
             cyclist = rng.random() < 0.15
             if shapely.LineString(path).distance(self._area) > 0.4:
                 still = rng.random() < 0.2

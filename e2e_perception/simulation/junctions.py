@@ -66,7 +66,7 @@ class RoadPlan:
         """Room for parked vehicles on the right of a way."""
         lane = self.lane(index)
         offset = lane.width / 2.0 + 1.3
-        s = np.arange(first, last, 2.0)
+        s = np.arange(first, last, 2.0, dtype=np.float64)
         self.surfaces.append(strip(lane.positions(s, np.full_like(s, offset)), 1.35))
         self.parking.append((index, first + 3.0, last - 3.0, offset))
 

@@ -8,6 +8,9 @@ Which frames the stack will make, and when, is known here: a second `FrameAssemb
 messages at the same times. It matters because time must not stop for a frame that still waits for a sensor:
 with a lidar that is 50 ms late and 60 ms of patience, a frame may leave 110 ms after its stamp, when its plan
 is due already. Such a plan takes effect at once, in both worlds.
+
+A stack to which no frame comes says so after `supervisor.silence_ms`, with a stop, and again every half
+second. Time waits for that too; when exactly it looks is the stack's own affair, up to 0.1 s.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from e2e_perception.core.config import SyncConfig
+from e2e_perception.core.config import SupervisorConfig, SyncConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.episodes import EpisodeRecord
 from e2e_perception.core.results import SafetyState
@@ -23,10 +26,11 @@ from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Plan
 from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
+from e2e_perception.runtime.pipeline import IDLE_PERIOD_NS
 from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop
 from e2e_perception.simulation.ego_vehicle import TICK_NS
 
-NO_ANSWER = "frames without an answer in time"
+NO_ANSWER = "answers not there in time"
 FOREIGN_PLAN = "plans for another time"
 
 
@@ -55,13 +59,22 @@ class Lockstep:
         counts: What went wrong between simulation and stack, by cause.
     """
 
-    def __init__(self, loop: ClosedLoop, rig: Rig, sync: SyncConfig, duration_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        loop: ClosedLoop,
+        rig: Rig,
+        sync: SyncConfig,
+        *,
+        silence_ms: float = SupervisorConfig().silence_ms,
+        duration_s: float = 0.0,
+    ) -> None:
         """Prepare.
 
         Args:
             loop: Fresh, with sensors.
             rig: Of the stack.
             sync: Of the stack, with policy `anchor`.
+            silence_ms: Of the stack's supervisor.
             duration_s: Ends the episode early [s]; 0: not.
         """
         self.loop = loop
@@ -74,6 +87,8 @@ class Lockstep:
             queue_size=sync.queue_size,
         )
         self._unanswered: dict[int, None] = {}  # stamps, in order
+        self._silence_ns = _ns(silence_ms)
+        self._stop_due_ns = loop.now_ns + self._silence_ns  # after this, unless a frame comes
         self._until_ns = loop.world.start_ns + round(duration_s * 1e9) if duration_s > 0.0 else None
 
     @property
@@ -88,17 +103,27 @@ class Lockstep:
             self._assembler.push(replace(message, payload=None))
         for frame in self._assembler.poll(self.loop.now_ns):
             self._unanswered[frame.stamp_ns] = None
+            # The stack's silence begins when it has worked on the frame, for which time waits.
+            begins_ns = max(self.loop.now_ns, frame.stamp_ns + PLAN_DELAY_NS - TICK_NS)
+            self._stop_due_ns = begins_ns + self._silence_ns
         return Tick(self.loop.ego, tuple(messages), self.loop.now_ns)
 
     def awaited(self) -> list[int]:
-        """Stamps of frames that the stack has, and whose plans have to be here before the next tick [ns]."""
-        return [s for s in self._unanswered if s + PLAN_DELAY_NS <= self.loop.now_ns + TICK_NS]
+        """What has to be here before the next tick.
+
+        Returns:
+            Stamps of frames that the stack has [ns], and the present time if a stop is due because none came.
+        """
+        frames = [s for s in self._unanswered if s + PLAN_DELAY_NS <= self.loop.now_ns + TICK_NS]
+        return frames + [self.loop.now_ns] * (self.loop.now_ns > self._stop_due_ns)
 
     def take_plan(self, plan: Plan, state: SafetyState) -> None:
         """A plan of the stack, for a frame or because there is none."""
         if not self.loop.world.start_ns <= plan.stamp_ns <= self.loop.now_ns:
             self._count(FOREIGN_PLAN)  # of an episode before, or with a sensor's wrong clock
             return
+        if plan.stamp_ns not in self._unanswered:  # a stop; the next follows, unless a frame comes
+            self._stop_due_ns = max(self._stop_due_ns, plan.stamp_ns + IDLE_PERIOD_NS - 1)
         self.loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=state)
 
     def answered(self, stamp_ns: int) -> bool:
@@ -115,7 +140,10 @@ class Lockstep:
         """Wait no longer for what is awaited; returns it."""
         given_up = self.awaited()
         for stamp_ns in given_up:
-            del self._unanswered[stamp_ns]
+            if stamp_ns in self._unanswered:
+                del self._unanswered[stamp_ns]
+            else:
+                self._stop_due_ns = self.loop.now_ns + IDLE_PERIOD_NS
             self._count(NO_ANSWER)
         return given_up
 

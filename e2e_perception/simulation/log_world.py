@@ -264,7 +264,7 @@ class LogWorld:
 
     def imagine(self, ego: EgoState, horizon_s: float, step_s: float) -> Imagined:
         """What everybody did in the log from now on; who yields to the robot is late for it."""
-        times_T = step_s * np.arange(1, round(horizon_s / step_s) + 1)
+        times_T = np.asarray(step_s * np.arange(1, round(horizon_s / step_s) + 1), np.float64)
         step = (self.known_until_ns - self.start_ns) / STEP_NS
         rows_T = step + times_T / STEP_S
         last = len(self.tracks.poses_TN3) - 1

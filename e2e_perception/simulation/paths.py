@@ -29,7 +29,7 @@ class Course:
     @property
     def end(self) -> NDArray[np.float64]:
         """(2,) [m]."""
-        return self._points[-1][-1]
+        return np.asarray(self._points[-1][-1], np.float64)
 
     @property
     def length(self) -> float:
@@ -72,7 +72,7 @@ class Course:
         return np.concatenate(self._points)
 
 
-class PathLane(AbstractLane):  # type: ignore[misc]
+class PathLane(AbstractLane):
     """A lane along a polyline, usually a whole way through a junction; beyond its ends it goes straight on.
 
     Attributes:

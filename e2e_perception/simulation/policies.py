@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class IdmPolicy:
         return rule_plan(self._world, ego, heeds_priority=False, heeds_walkers=False, cautious=False)
 
 
-def rule_plan(world: TrafficWorld, ego: EgoState, **driver: bool) -> Plan:
+def rule_plan(world: TrafficWorld, ego: EgoState, **driver: Any) -> Plan:
     """What one of the world's own drivers would do in the robot's place.
 
     Args:

@@ -156,7 +156,7 @@ def _robot(sd_CT2: Array, route: Route, start_s: float, step: float, outline: Ou
     yaw = np.arctan2(tangents[..., 1], tangents[..., 0]) + slant
     center = points + outline.center_x * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
     size = np.broadcast_to([outline.length, outline.width], center.shape)
-    times = step * np.arange(1, steps + len(coast) + 1)
+    times = np.asarray(step * np.arange(1, steps + len(coast) + 1), np.float64)
     return np.concatenate([center, yaw[..., None], size], axis=-1), times
 
 

@@ -402,7 +402,7 @@ class CorridorStage(Stage):
             return clutter
         left, right = self._opposite_edges()
         area = shapely.Polygon(np.concatenate([left, right[::-1]])).buffer(1.5)
-        return clutter[~shapely.intersects_xy(area, clutter[:, 0], clutter[:, 1])]
+        return np.asarray(clutter[~shapely.intersects_xy(area, clutter[:, 0], clutter[:, 1])])
 
     def _opposite_edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         s = np.arange(0.0, self.alignment.length, 4.0)
@@ -520,7 +520,7 @@ class CorridorStage(Stage):
         odom_from_world = np.array([[c, s], [-s, c]])
 
         def moved(points: NDArray[np.float64]) -> NDArray[np.float64]:
-            return (points - np.array([x0, y0])) @ odom_from_world.T
+            return np.asarray((points - np.array([x0, y0])) @ odom_from_world.T)
 
         def to_odom(points_N2: NDArray[np.float64]) -> NDArray[np.float64]:
             return moved(points_N2 * np.array([1.0, -1.0]))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,7 @@ def make_stage(spec: ScenarioSpec) -> Stage:
         junction.fill_roads()
         return junction
     kind = hazard if hazard in SETTINGS else road
-    setting = "highway" if road == "highway" else "two_way"
+    setting: Literal["highway", "two_way"] = "highway" if road == "highway" else "two_way"
     stage = CorridorStage(kind, DURATION_S[road], rng, spec.difficulty, setting=setting)
     if hazard and hazard not in SETTINGS:
         stage.put_ego()
@@ -242,7 +243,7 @@ class TrafficWorld:
     # ------------------------------------------------------------------ for privileged drivers
 
     def imagine(
-        self, ego: EgoState, horizon_s: float, step_s: float, plan: Plan | None = None, **driver: float | bool
+        self, ego: EgoState, horizon_s: float, step_s: float, plan: Plan | None = None, **driver: Any
     ) -> Imagined:
         """What would happen from now on; nothing of it does.
 
@@ -275,7 +276,8 @@ class TrafficWorld:
                 agents.append(states.poses_N3)
                 present.append(states.present_N)
                 egos.append(self._ego_pose())
-        return Imagined(step_s * np.arange(1, num + 1), np.array(agents), np.array(present), np.array(egos))
+        times_T = np.asarray(step_s * np.arange(1, num + 1), np.float64)
+        return Imagined(times_T, np.array(agents), np.array(present), np.array(egos))
 
     def sees(self, ego: EgoState, agent: int) -> bool:
         """Whether nothing large hides a walker from the robot; always so for others."""

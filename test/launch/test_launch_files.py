@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from lifecycle_msgs.srv import GetState  # noqa: E402
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
+from e2e_perception.cli.domain import private_domain  # noqa: E402
 from e2e_perception.core.resources import resource_dir  # noqa: E402
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -79,8 +81,38 @@ def test_without_autostart_the_node_waits_unconfigured() -> None:
     assert lifecycle_state("/perception_node") == State.PRIMARY_STATE_UNCONFIGURED
 
 
-def test_replay_without_a_bag_says_what_is_missing() -> None:
+def run_to_the_end(description: IncludeLaunchDescription, patience_s: float) -> int:
+    """Exit code of `ros2 launch`; what goes on for too long is shut down."""
     service = launch.LaunchService(noninteractive=True)
-    late = TimerAction(period=30.0, actions=[launch.actions.Shutdown(reason="too late")])
-    service.include_launch_description(launch.LaunchDescription([late, include("replay.launch.py")]))
-    assert service.run() == 1
+    late = TimerAction(period=patience_s, actions=[launch.actions.Shutdown(reason="too late")])
+    service.include_launch_description(launch.LaunchDescription([late, description]))
+    return int(service.run())
+
+
+@pytest.mark.parametrize("name", ["replay.launch.py", "sim.launch.py"])
+def test_without_a_bag_or_a_scenario_it_says_what_is_missing(name: str) -> None:
+    assert run_to_the_end(include(name), 30.0) == 1
+
+
+def test_sim_drives_a_scenario_in_a_namespace_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("highway_env", reason="highway-env is not installed: `pip install .[training]`")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    with private_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        drive = include(
+            "sim.launch.py",
+            scenario="highway/1",
+            out=str(tmp_path / "drive"),
+            record=str(tmp_path / "outputs"),
+            namespace="robot_1",
+            rate="0.0",
+            duration="2.0",
+        )
+        assert run_to_the_end(drive, 2 * PATIENCE_S) == 0
+    outcome = json.loads((tmp_path / "drive" / "outcome.json").read_text(encoding="utf-8"))
+    assert outcome["scenario"] == "highway/1@0.5"
+    assert outcome["counters"]["plans"] >= 18
+    assert (tmp_path / "drive" / "episode.html").is_file()
+    assert (tmp_path / "outputs" / "metadata.yaml").is_file()

@@ -241,6 +241,7 @@ def test_outputs_of_the_stack_are_recorded_and_readable_after_a_signal(
         ("perception_node", "planning.speed_limit = 25.0"),
         ("replay_node", "rate = 1.0"),
         ("recorder_node", "out = ''"),
+        ("sim_node", "plan_timeout = 10.0"),
     ],
 )
 def test_help_lists_the_parameters_and_starts_nothing(name: str, says: str) -> None:
@@ -261,7 +262,7 @@ def test_a_recorder_never_overwrites(start: Callable[..., Any], tmp_path: Path) 
 # ------------------------------------------------------------------ the installed programs
 
 
-@pytest.mark.parametrize("name", ["perception_node", "replay_node", "recorder_node"])
+@pytest.mark.parametrize("name", ["perception_node", "replay_node", "recorder_node", "sim_node"])
 def test_installed_programs_start_and_stop(
     domain: int, robot: Robot, basics: dict[str, object], bag: Path, tmp_path: Path, name: str
 ) -> None:
@@ -272,6 +273,7 @@ def test_installed_programs_start_and_stop(
         "perception_node": basics,
         "replay_node": {"bag": str(bag), "loop": True},
         "recorder_node": {"out": str(tmp_path / "out")},
+        "sim_node": {"scenario": "highway/1"},
     }[name]
     process = NodeProcess(name, arguments(given), domain, command=[str(program)])
     try:

@@ -88,7 +88,7 @@ def stack() -> FrameAssembler:
 
 def drive(hold: Callable[[], bool], duration_s: float = 4.0) -> tuple[EpisodeRecord, list[int]]:
     """An episode whose stack answers as late as it is allowed to while `hold` says so; and frames' ages."""
-    lockstep, frames = Lockstep(fresh_loop(), RIG, SYNC, duration_s), stack()
+    lockstep, frames = Lockstep(fresh_loop(), RIG, SYNC, duration_s=duration_s), stack()
     waiting: list[int] = []
     ages: list[int] = []
 
@@ -164,6 +164,22 @@ def test_a_plan_for_a_time_outside_the_episode_so_far_is_counted_and_not_driven(
 
     assert lockstep.counts == {FOREIGN_PLAN: 1}
     assert lockstep.loop.tracker.plan is None
+
+
+def test_time_waits_for_the_stops_of_a_stack_to_which_no_frame_comes() -> None:
+    lockstep = Lockstep(ClosedLoop(TrafficWorld(SPEC)), RIG, SYNC, silence_ms=600.0)
+    start_ns = lockstep.loop.now_ns
+    waited = []
+    while len(waited) < 3:
+        now_ns = lockstep.tick().now_ns
+        if lockstep.awaited():
+            assert lockstep.awaited() == [now_ns]
+            lockstep.take_plan(plan_for(now_ns), SafetyState.MINIMAL_RISK)
+            waited.append((now_ns - start_ns) / MS)
+        assert lockstep.awaited() == []
+
+    assert waited == [620.0, 1120.0, 1620.0]  # after more than 0.6 s, and again every half second
+    assert lockstep.counts == {}
 
 
 def test_an_episode_can_be_ended_early() -> None:
