@@ -31,7 +31,7 @@ from e2e_perception.simulation.world import STEP_NS, World, interpolated, snapsh
 PLAN_DELAY_NS = 100_000_000  # from a frame's stamp until its plan takes effect: see docs/performance.md
 AFTER_GOAL_S = 3.0  # [s] driven on, to see whether it was reached in a state to go on from
 AFTER_CONTACT_S = 0.5
-NO_PLAN_S = 1.0  # [s] without a plan in force before the policy has failed
+NO_PLAN_S = 1.5  # [s] without a new plan before the policy has failed; a silent stack stops after one second
 
 
 @dataclass(frozen=True)
