@@ -380,6 +380,8 @@ def test_the_order_of_the_queries_does_not_matter(
 def test_a_moving_base_frame_sees_the_same_tracks(
     things: list[Thing], seen: list[list[bool]], ego_speed: float, yaw_rate: float
 ) -> None:
+    assume(never_coincide(things, len(seen)))  # else rounding decides who is who
+
     def base_from_odom(step: int) -> SE2:
         return SE2(0.1 * ego_speed * step, 0.3, 0.1 * yaw_rate * step).inverse()
 
