@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -52,7 +53,7 @@ class Actor:
     protected: bool
 
 
-class Stage:
+class Stage(ABC):
     """A road with the robot on it, being filled; what is common to roads of every shape.
 
     Places beside the robot's way are given as (s, r): `s` along the stage's reference line, `r` to its right.
@@ -85,21 +86,21 @@ class Stage:
         self.ego: TrafficVehicle | None = None
         self.cues: list[Callable[[float], None]] = []
 
+    @abstractmethod
     def positions(self, s: ArrayLike, r: ArrayLike) -> NDArray[np.float64]:
         """(..., 2) [m]: points at (s, r)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heading_at(self, s: float) -> float:
         """Of the reference line [rad]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ground(self, to_odom: ToOdom) -> Road:
         """The surface, odom frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scenery(self) -> NDArray[np.float64]:
         """(C, 12), what stands beside the road, see `Clutter`; highway-env's coordinates."""
-        raise NotImplementedError
 
     @property
     def live(self) -> bool:
