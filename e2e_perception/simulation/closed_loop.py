@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from e2e_perception.core.boxes import CLASSES, footprint_corners_N42
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.episodes import Contact, EpisodeRecord
+from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2, wrap_angle
 from e2e_perception.core.results import SafetyState
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Plan
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.simulation.ego_vehicle import TICK_NS, Command, EgoVehicle, PlanTracker, VehicleLimits
 from e2e_perception.simulation.fault import is_at_fault
 from e2e_perception.simulation.scenario import contacts
 from e2e_perception.simulation.scene import Snapshot
 from e2e_perception.simulation.sensor_rig import SensorRig
-from e2e_perception.simulation.world import STEP_NS, World, interpolated, snapshot
+from e2e_perception.simulation.world import STEP_NS, World, drivable_area, interpolated, snapshot
 
 PLAN_DELAY_NS = 100_000_000  # from a frame's stamp until its plan takes effect: see docs/performance.md
 AFTER_GOAL_S = 3.0  # [s] driven on, to see whether it was reached in a state to go on from
@@ -42,6 +44,11 @@ class Robot:
     width: float = 1.9
     center_x: float = 1.4
     limits: VehicleLimits = field(default_factory=VehicleLimits)
+
+    @property
+    def footprint(self) -> EgoFootprint:
+        """The outline alone."""
+        return EgoFootprint(self.length, self.width, self.center_x)
 
 
 @dataclass
@@ -93,8 +100,7 @@ class ClosedLoop:
         self._touched: set[int] = set()
         self._ends_ns = world.end_ns
         self._log = _Log()
-        self._area = shapely.union_all([shapely.Polygon(p).buffer(0.1) for p in world.cast.road.drivable])
-        shapely.prepare(self._area)
+        self._area = drivable_area(world.cast.road)
         self._obstacles = world.obstacles_O5
         self._s, _ = world.route.project(self._pose_at(self.now_ns)[:2])
         self._start_s = self._s
@@ -108,26 +114,40 @@ class ClosedLoop:
         return self._states[-1]
 
     def ego_at(self, stamp_ns: int) -> EgoState:
-        """The robot at an instant since the start."""
+        """The robot at an instant since the start.
+
+        Raises:
+            InputError: If that was before the start, or is yet to come.
+        """
+        if not self.world.start_ns <= stamp_ns <= self.now_ns:
+            raise InputError(
+                f"the robot is not known at {stamp_ns} ns; covered is {self.world.start_ns}..{self.now_ns} ns"
+            )
         k, rest = divmod(stamp_ns - self.world.start_ns, TICK_NS)
         before = self._states[k]
         return before if rest == 0 else interpolated(before, self._states[k + 1], stamp_ns)
 
-    def take_plan(self, plan: Plan, *, delay_ns: int = 0, state: SafetyState | None = None) -> None:
+    def take_plan(self, plan: Plan, *, delay_ns: int = 0, state: SafetyState | None = None) -> bool:
         """A plan of the policy.
 
         Args:
-            plan: Base frame at its stamp, which must have been.
+            plan: Base frame at its stamp.
             delay_ns: From its stamp until it takes effect; at the earliest that is now [ns].
             state: Of the supervisor, if there is one.
+        Returns:
+            False if it is not followed because its stamp is before the start or yet to come: from where it is
+            meant nobody knows.
         """
+        if not self.world.start_ns <= plan.stamp_ns <= self.now_ns:
+            return False
         if not plan.is_finite:
             self.fail("non-finite plan")
-            return
+            return True
         due_ns = max(plan.stamp_ns + delay_ns, self.now_ns)
         heapq.heappush(self._pending, (due_ns, self._num_taken, plan, state))
         self._num_taken += 1
         self._put_in_force()
+        return True
 
     def fail(self, why: str) -> None:
         """The policy can drive no more; the episode ends."""

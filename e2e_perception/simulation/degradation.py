@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from e2e_perception.core.errors import ConfigError
-from e2e_perception.core.resources import config_dir
+from e2e_perception.core.named_files import offending_keys, read_named, shipped_files
 from e2e_perception.core.rig import Camera, Lidar, Radar, Rig
 from e2e_perception.simulation.scene import Conditions
 
+FOLDER = "degradations"  # in config/
 KINDS = ("camera", "lidar", "radar")
 ALL = "all"
 NIGHT_SKY = (12, 14, 24)
@@ -313,39 +313,20 @@ def load_degradation(path_or_name: str | Path) -> DegradationSchedule:
         ConfigError: If there is none, the message lists the shipped ones; or if it is malformed, the message
             names each offending key.
     """
-    text = str(path_or_name)
-    shipped = shipped_degradations()
-    if Path(text).is_file():
-        path = Path(text)
-    elif text in shipped:
-        path = shipped[text]
-    else:
-        raise ConfigError(
-            f"no degradation {text!r}: neither a file nor one of the shipped ones "
-            f"({', '.join(shipped) or 'none'})"
-        )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read degradation {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"degradation {path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"degradation {path} is {type(document).__name__}, expected a mapping with `entries:`; see "
-            "docs/degradations.md"
-        )
+    path, document = read_named(
+        path_or_name,
+        what="degradation",
+        folder=FOLDER,
+        expected="a mapping with `entries:`; see docs/degradations.md",
+    )
     try:
         schedule = DegradationSchedule.model_validate(document)
     except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'schedule'}: {item['msg']}"
-            for item in error.errors()
-        )
+        details = "; ".join(offending_keys(error, "schedule"))
         raise ConfigError(f"degradation {path}: {details}") from error
     return schedule if schedule.name else schedule.model_copy(update={"name": path.stem})
 
 
 def shipped_degradations() -> dict[str, Path]:
     """Files of the shipped schedules by name."""
-    return {path.stem: path for path in sorted((config_dir() / "degradations").glob("*.yaml"))}
+    return shipped_files(FOLDER)

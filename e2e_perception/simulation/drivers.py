@@ -274,7 +274,7 @@ class TrafficRoad(HighwayRoad):
         for other in self.vehicles:
             if other is vehicle or not other.present or other.lane_index == index:
                 continue
-            zone = self._zone(index, other.lane_index)
+            zone = self.meeting(index, other.lane_index)
             if zone is None:
                 continue
             first, last, other_first, other_last = zone
@@ -333,9 +333,6 @@ class TrafficRoad(HighwayRoad):
 
     def meeting(self, a: LaneIndex, b: LaneIndex) -> tuple[float, float, float, float] | None:
         """Where two ways come together, see `paths.meeting_zones`."""
-        return self._zone(a, b)
-
-    def _zone(self, a: LaneIndex, b: LaneIndex) -> tuple[float, float, float, float] | None:
         if (a, b) not in self._zones:
             lanes = self._lanes[a], self._lanes[b]
             both = all(isinstance(lane, PathLane) for lane in lanes)

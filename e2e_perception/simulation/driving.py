@@ -19,7 +19,6 @@ from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop, Rob
 from e2e_perception.simulation.degradation import DegradationSchedule
 from e2e_perception.simulation.ego_vehicle import TICK_NS, TICK_S, Command, EgoVehicle
 from e2e_perception.simulation.policies import make_policy
-from e2e_perception.simulation.scoring import Outline
 from e2e_perception.simulation.sensor_rig import SensorRig
 from e2e_perception.simulation.world import World
 
@@ -51,8 +50,7 @@ def drive_policy(
     loop = ClosedLoop(world, robot=robot)
     if open_loop:
         _drive_as_logged(loop)
-    outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
-    policy = make_policy(policy_name, world, outline)
+    policy = make_policy(policy_name, world, loop.robot.footprint)
 
     def plan(ego: EgoState) -> object:
         found = policy.plan(ego)
@@ -135,7 +133,6 @@ def drive_stack(
             if result.plan is not None:
                 loop.take_plan(result.plan, delay_ns=PLAN_DELAY_NS, state=result.health.state)
 
-    failure = ""
     next_idle_ns = world.start_ns + IDLE_NS
     while not loop.over:
         messages = loop.tick()
@@ -148,8 +145,7 @@ def drive_stack(
                 take(pipeline.poll(message.arrival_ns))
             _keep_deadlines(pipeline, loop.now_ns, take)
         except E2EPerceptionError as error:
-            failure = str(error)
-            loop.fail(failure)
+            loop.fail(str(error))
         if loop.now_ns >= next_idle_ns:
             next_idle_ns += IDLE_NS
             silent = pipeline.idle(loop.now_ns)

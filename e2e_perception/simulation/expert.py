@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from e2e_perception.core.ego_motion import EgoState
@@ -18,9 +17,10 @@ from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.proposals import manoeuvres
 from e2e_perception.core.trajectories import Plan
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.runtime.plan_motion import motion_along
-from e2e_perception.simulation.scoring import Others, Outline, Weights, cost_table
-from e2e_perception.simulation.world import World
+from e2e_perception.simulation.scoring import Others, Weights, cost_table
+from e2e_perception.simulation.world import World, drivable_area
 
 Array = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class Expert:
     def __init__(
         self,
         world: World,
-        outline: Outline,
+        footprint: EgoFootprint,
         *,
         weights: Weights | None = None,
         network: NetworkConfig | None = None,
@@ -66,18 +66,17 @@ class Expert:
 
         Args:
             world: To be driven.
-            outline: The robot.
+            footprint: The robot.
             weights: Of the cost terms.
             network: Its horizon and steps are those of the plans; default: `tiny`.
             knows_futures: Whether true futures and the rule-based driver are at its disposal; otherwise all
                 others are expected to go on at constant velocity (the planner on ground-truth boxes).
         """
-        self.world, self.outline = world, outline
+        self.world, self.footprint = world, footprint
         self.weights = weights or Weights()
         self.network = network or SIZES["tiny"]
         self.knows_futures = knows_futures
-        self._area = shapely.union_all([shapely.Polygon(p).buffer(0.1) for p in world.cast.road.drivable])
-        shapely.prepare(self._area)
+        self._area = drivable_area(world.cast.road)
         self._s: float | None = None
         self._previous: tuple[float, Array] | None = None  # s then, (T, 2) s from there and d
 
@@ -124,7 +123,7 @@ class Expert:
                 speed=ego.speed,
                 speed_limit=self.world.speed_limit,
                 others=others,
-                outline=self.outline,
+                footprint=self.footprint,
                 area=self._area,
             )
             * self.weights.array_K

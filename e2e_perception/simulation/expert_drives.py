@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.core.proposals import manoeuvres
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.simulation.closed_loop import ClosedLoop, Robot
 from e2e_perception.simulation.driving import drive_with
 from e2e_perception.simulation.policies import make_policy
 from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario
-from e2e_perception.simulation.scoring import TERMS, Others, Outline, Weights, cost_table
+from e2e_perception.simulation.scoring import TERMS, Others, Weights, cost_table
 from e2e_perception.simulation.solvability import succeeded
 from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
+from e2e_perception.simulation.world import drivable_area
 
 PRICING_STEP = 0.25  # [s]
 FAILED_HORIZON_S = 0.3  # [s] after the last frame of a failed drive, so that every sensor can measure
-AREA_MARGIN = 0.1  # [m] by which a corner may leave the drivable area
 
 
 def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | None = None) -> Scenario:
@@ -39,8 +39,8 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
     """
     world = TrafficWorld(spec)
     loop = ClosedLoop(world, robot=robot)
-    outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
-    driver = make_policy(policy, world, outline)
+    footprint = loop.robot.footprint
+    driver = make_policy(policy, world, footprint)
     record = drive_with(loop, driver.plan, driver.period_ns, policy)
     num = len(record.ego_T5)
     failed = not succeeded(record)
@@ -83,7 +83,7 @@ class ProposalPricer:
         scenario: Scenario,
         network: NetworkConfig,
         *,
-        outline: Outline | None = None,
+        footprint: EgoFootprint | None = None,
         weights: Weights | None = None,
     ) -> None:
         """Prepare.
@@ -91,17 +91,13 @@ class ProposalPricer:
         Args:
             scenario: The drive.
             network: Whose vocabulary.
-            outline: The robot; default: that of the shipped rigs.
+            footprint: The robot; default: that of the shipped rigs.
             weights: Of the terms; default: the expert's.
         """
-        robot = Robot()
         self.scenario, self.network = scenario, network
-        self.outline = outline or Outline(robot.length, robot.width, robot.center_x)
+        self.footprint = footprint or Robot().footprint
         self.weights = weights or Weights()
-        self._area = shapely.union_all(
-            [shapely.Polygon(points).buffer(AREA_MARGIN) for points in scenario.road.drivable]
-        )
-        shapely.prepare(self._area)
+        self._area = drivable_area(scenario.road)
 
     def costs(self, stamp_ns: int) -> NDArray[np.float32]:
         """(C, K) weighted costs, proposals in the network's order, columns `scoring.TERMS`.
@@ -148,7 +144,7 @@ class ProposalPricer:
             speed=ego.speed,
             speed_limit=scenario.speed_limit,
             others=Others(PRICING_STEP, boxes, scenario.obstacles_O5, behind),
-            outline=self.outline,
+            footprint=self.footprint,
             area=self._area,
         )
         return (table * self.weights.array_K).astype(np.float32)

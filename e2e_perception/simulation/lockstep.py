@@ -119,12 +119,10 @@ class Lockstep:
 
     def take_plan(self, plan: Plan, state: SafetyState) -> None:
         """A plan of the stack, for a frame or because there is none."""
-        if not self.loop.world.start_ns <= plan.stamp_ns <= self.loop.now_ns:
+        if not self.loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=state):
             self._count(FOREIGN_PLAN)  # of an episode before, or with a sensor's wrong clock
-            return
-        if plan.stamp_ns not in self._unanswered:  # a stop; the next follows, unless a frame comes
+        elif plan.stamp_ns not in self._unanswered:  # a stop; the next follows, unless a frame comes
             self._stop_due_ns = max(self._stop_due_ns, plan.stamp_ns + IDLE_PERIOD_NS - 1)
-        self.loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=state)
 
     def answered(self, stamp_ns: int) -> bool:
         """The stack is done with a frame, whether there was a plan or not.

@@ -22,9 +22,9 @@ from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import SIZES
 from e2e_perception.core.trajectories import Plan
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.runtime.plan_motion import motion_along, stop_distances
 from e2e_perception.simulation.expert import Expert
-from e2e_perception.simulation.scoring import Outline
 from e2e_perception.simulation.traffic_world import TrafficWorld
 from e2e_perception.simulation.world import World
 
@@ -61,8 +61,8 @@ class ExpertPolicy:
 
     period_ns = 200_000_000
 
-    def __init__(self, world: World, outline: Outline, *, knows_futures: bool = True) -> None:
-        self.expert = Expert(world, outline, knows_futures=knows_futures)
+    def __init__(self, world: World, footprint: EgoFootprint, *, knows_futures: bool = True) -> None:
+        self.expert = Expert(world, footprint, knows_futures=knows_futures)
         if not knows_futures:
             self.period_ns = 100_000_000
 
@@ -197,16 +197,16 @@ def plan_through(points_P2: Array, ego: EgoState) -> Plan:
 SIMPLE_POLICIES = ("expert", "ground-truth-planner", "idm", "blind", "constant-velocity", "stop")
 
 
-def make_policy(name: str, world: World, outline: Outline) -> Policy:
+def make_policy(name: str, world: World, footprint: EgoFootprint) -> Policy:
     """One of `SIMPLE_POLICIES`, for a fresh world.
 
     Raises:
         InputError: If there is no such policy, or it cannot drive such a world.
     """
     if name == "expert":
-        return ExpertPolicy(world, outline)
+        return ExpertPolicy(world, footprint)
     if name == "ground-truth-planner":
-        return ExpertPolicy(world, outline, knows_futures=False)
+        return ExpertPolicy(world, footprint, knows_futures=False)
     if name == "idm":
         return IdmPolicy(world)
     if name == "blind":

@@ -37,7 +37,8 @@ class Scenario:
         class_ids_N: (N,), index into `CLASSES`.
         parts: What the agents look like.
         clutter_C12: Still solids, see `scenery.Clutter`, odom frame.
-        collided: Whether the robot touched something; its driving is then no example.
+        collided: Whether the robot touched something, or failed at its task otherwise; its driving is then no
+            example.
         swerves: Intervals (start, end) [ns] in which the robot is pushed off its lane's centre on purpose;
             no plan can foresee them.
         difficulty: Of the scenario, None where there is no such thing.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from e2e_perception.core.network_config import COST_TERMS
 from e2e_perception.core.rectangles import overlap
 from e2e_perception.core.trajectories import Route
+from e2e_perception.runtime.plan_checks import EgoFootprint
 
 Array = NDArray[np.float64]
 
@@ -65,15 +66,6 @@ class Others:
     behind_N: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Outline:
-    """The robot: length, width, centre ahead of `base_link` [m]."""
-
-    length: float
-    width: float
-    center_x: float
-
-
 def cost_table(
     sd_CT2: Array,
     *,
@@ -82,7 +74,7 @@ def cost_table(
     speed: float,
     speed_limit: float,
     others: Others,
-    outline: Outline,
+    footprint: EgoFootprint,
     area: shapely.Geometry,
 ) -> Array:
     """Price proposals term by term.
@@ -94,8 +86,8 @@ def cost_table(
         speed: Its speed now [m/s].
         speed_limit: [m/s]
         others: Who is there.
-        outline: The robot.
-        area: Drivable area, odom frame, prepared.
+        footprint: The robot.
+        area: See `world.drivable_area`.
     Returns:
         (C, K), columns `TERMS`, unweighted: discounted share of time in collision (a collision while coming
         to a stop after the horizon counts half); share of instants off the road; mean squares of
@@ -103,7 +95,7 @@ def cost_table(
         limit; mean distance from the route [m].
     """
     num, steps = sd_CT2.shape[:2]
-    rectangles_CU5, times_U = _robot(sd_CT2, route, start_s, others.step, outline)
+    rectangles_CU5, times_U = _robot(sd_CT2, route, start_s, others.step, footprint)
     weights_U = np.exp(-times_U / DISCOUNT_S)
     weights_U[steps:] *= 0.5
     weights_U /= weights_U[:steps].sum()
@@ -137,7 +129,9 @@ def cost_table(
     return np.stack([collision, drivable, comfort, progress, away], axis=1)
 
 
-def _robot(sd_CT2: Array, route: Route, start_s: float, step: float, outline: Outline) -> tuple[Array, Array]:
+def _robot(
+    sd_CT2: Array, route: Route, start_s: float, step: float, footprint: EgoFootprint
+) -> tuple[Array, Array]:
     """(C, U, 5) the robot's rectangles at (U,) [s]: along the proposal, then coming to a stop."""
     steps = sd_CT2.shape[1]
     last = sd_CT2[:, -1]
@@ -154,8 +148,8 @@ def _robot(sd_CT2: Array, route: Route, start_s: float, step: float, outline: Ou
     dd = np.gradient(sd[..., 1], axis=1)
     slant = np.where(ds > 0.05, np.arctan2(dd, np.maximum(ds, 0.05)), 0.0)
     yaw = np.arctan2(tangents[..., 1], tangents[..., 0]) + slant
-    center = points + outline.center_x * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
-    size = np.broadcast_to([outline.length, outline.width], center.shape)
+    center = points + footprint.center_x * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+    size = np.broadcast_to([footprint.length, footprint.width], center.shape)
     times = np.asarray(step * np.arange(1, steps + len(coast) + 1), np.float64)
     return np.concatenate([center, yaw[..., None], size], axis=-1), times
 

@@ -13,27 +13,28 @@ from dataclasses import replace
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.episodes import EpisodeRecord
 from e2e_perception.core.trajectories import Plan
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.simulation.closed_loop import ClosedLoop
 from e2e_perception.simulation.driving import drive_with
 from e2e_perception.simulation.expert import Expert
 from e2e_perception.simulation.policies import rule_plan
-from e2e_perception.simulation.scoring import Outline, Weights
+from e2e_perception.simulation.scoring import Weights
 from e2e_perception.simulation.traffic_world import ScenarioSpec, TrafficWorld
 
 PERIOD_NS = 200_000_000
 USUAL = Weights()
-_Driver = Callable[[TrafficWorld, Outline], Callable[[EgoState], Plan | None]]
+_Driver = Callable[[TrafficWorld, EgoFootprint], Callable[[EgoState], Plan | None]]
 
 
 def _expert(weights: Weights) -> _Driver:
-    def make(world: TrafficWorld, outline: Outline) -> Callable[[EgoState], Plan | None]:
-        expert = Expert(world, outline, weights=weights)
+    def make(world: TrafficWorld, footprint: EgoFootprint) -> Callable[[EgoState], Plan | None]:
+        expert = Expert(world, footprint, weights=weights)
         return lambda ego: expert.decide(ego).plan
 
     return make
 
 
-def _rules(world: TrafficWorld, outline: Outline) -> Callable[[EgoState], Plan | None]:
+def _rules(world: TrafficWorld, footprint: EgoFootprint) -> Callable[[EgoState], Plan | None]:
     return lambda ego: rule_plan(world, ego)
 
 
@@ -57,8 +58,8 @@ def solved_by(spec: ScenarioSpec) -> str | None:
         loop = ClosedLoop(TrafficWorld(spec))
         world = loop.world
         assert isinstance(world, TrafficWorld)
-        outline = Outline(loop.robot.length, loop.robot.width, loop.robot.center_x)
-        if succeeded(drive_with(loop, make(world, outline), PERIOD_NS, name)):
+        footprint = loop.robot.footprint
+        if succeeded(drive_with(loop, make(world, footprint), PERIOD_NS, name)):
             return name
     return None
 

@@ -19,7 +19,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,9 +32,10 @@ from pydantic import (
 )
 
 from e2e_perception.core.errors import ConfigError
-from e2e_perception.core.resources import config_dir
+from e2e_perception.core.named_files import offending_keys, read_named, shipped_files
 from e2e_perception.simulation.traffic_world import FAMILIES, ScenarioSpec
 
+FOLDER = "suites"  # in config/
 SHOWN = 4  # errors of one file
 
 
@@ -151,38 +151,20 @@ def load_suite(path_or_name: str | Path) -> Suite:
         ConfigError: If there is none, the message lists the shipped ones; or if it is malformed, the message
             names the file and each offending key, or the first few of many.
     """
-    text = str(path_or_name)
-    shipped = shipped_suites()
-    if Path(text).is_file():
-        path = Path(text)
-    elif text in shipped:
-        path = shipped[text]
-    else:
-        raise ConfigError(
-            f"no suite {text!r}: neither a file nor one of the shipped ones ({', '.join(shipped) or 'none'})"
-        )
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read suite {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"suite {path} is not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"suite {path} is {type(document).__name__}, expected a mapping with `name:` and `entries:`; see "
-            "docs/driving.md"
-        )
+    path, document = read_named(
+        path_or_name,
+        what="suite",
+        folder=FOLDER,
+        expected="a mapping with `name:` and `entries:`; see docs/driving.md",
+    )
     try:
         return Suite.model_validate(document)
     except ValidationError as error:
-        found = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'suite'}: {item['msg']}"
-            for item in error.errors()
-        ]
+        found = offending_keys(error, "suite")
         rest = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         raise ConfigError(f"suite {path}: {'; '.join([*found[:SHOWN], *rest])}") from error
 
 
 def shipped_suites() -> dict[str, Path]:
     """Files of the shipped suites by name."""
-    return {path.stem: path for path in sorted((config_dir() / "suites").glob("*.yaml"))}
+    return shipped_files(FOLDER)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from e2e_perception.core.boxes import Boxes
@@ -25,6 +26,7 @@ from e2e_perception.simulation.scene import Conditions, Road, Snapshot, Solids
 STEP_S = 0.1  # others move in steps of this length
 STEP_NS = 100_000_000
 START_NS = 1_700_000_000_000_000_000
+AREA_MARGIN = 0.1  # [m]
 NEARBY = 120.0  # [m] within which agents and clutter are in a snapshot
 
 
@@ -182,10 +184,6 @@ class AgentHistory:
         """The next step; yaws have to continue the last ones without a leap of a full turn."""
         self._states.append(states)
 
-    def step(self, k: int) -> AgentStates:
-        """As appended."""
-        return self._states[k]
-
     def at(self, stamp_ns: int) -> AgentStates:
         """Linear between two steps; who is not there at both is as at the nearer one.
 
@@ -210,6 +208,13 @@ class AgentHistory:
             ),
             present_N=nearest.present_N,
         )
+
+
+def drivable_area(road: Road) -> shapely.Geometry:
+    """The union of a road's drivable polygons, odom frame; a corner may be `AREA_MARGIN` beyond its edge."""
+    area = shapely.union_all([shapely.Polygon(points).buffer(AREA_MARGIN) for points in road.drivable])
+    shapely.prepare(area)
+    return area
 
 
 class World(Protocol):

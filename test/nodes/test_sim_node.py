@@ -114,9 +114,9 @@ def test_a_late_stack_changes_nothing_as_time_waits_for_it(
         sim = start("sim_node", {**sim_parameters, "duration": 3.0})
         while nice and sim.alive:  # a stack that is halted again and again, for longer than any deadline
             perception.process.send_signal(signal.SIGSTOP)
-            _sleep(0.15)
+            time.sleep(0.15)
             perception.process.send_signal(signal.SIGCONT)
-            _sleep(0.1)
+            time.sleep(0.1)
         assert sim.wait() == 0, sim.output
         perception.end()
         poses.append(read_outcome(sim_parameters)["final_pose"])
@@ -219,7 +219,3 @@ def test_an_interrupt_before_the_start_ends_it(
     robot.spin_until(lambda: "sim_node" in robot.node.get_node_names(), "sim_node in the graph")
     assert sim.end(signal.SIGTERM) == 0, sim.output
     assert not (Path(str(sim_parameters["out"])) / "outcome.json").exists()
-
-
-def _sleep(seconds: float) -> None:
-    time.sleep(seconds)

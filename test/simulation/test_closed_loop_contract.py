@@ -14,17 +14,21 @@ from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2, SE3
 from e2e_perception.core.network_config import SIZES
 from e2e_perception.core.proposals import manoeuvres
+from e2e_perception.core.rig import find_rig
 from e2e_perception.core.trajectories import Plan, Route, route_input
+from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.simulation.closed_loop import ClosedLoop
 from e2e_perception.simulation.driving import drive_policy, drive_with
 from e2e_perception.simulation.ego_vehicle import Command, EgoVehicle, VehicleLimits
 from e2e_perception.simulation.expert_drives import ProposalPricer, drive_expert
-from e2e_perception.simulation.scoring import TERMS, Others, Outline, cost_table
-from e2e_perception.simulation.traffic_world import FAMILIES, ScenarioSpec, TrafficWorld, make_stage
-from e2e_perception.simulation.world import STEP_NS
+from e2e_perception.simulation.lidar import simulate_lidar_with_labels
+from e2e_perception.simulation.scoring import TERMS, Others, cost_table
+from e2e_perception.simulation.traffic_world import FAMILIES, ROADS, ScenarioSpec, TrafficWorld, make_stage
+from e2e_perception.simulation.visibility import visibility
+from e2e_perception.simulation.world import STEP_NS, snapshot
 
 SOME = ("highway+cut_in", "merge", "intersection+crossing", "roundabout", "two_way+cyclist")
-OUTLINE = Outline(4.6, 1.9, 1.4)
+FOOTPRINT = EgoFootprint(4.6, 1.9, 1.4)
 
 
 def rolled(world: TrafficWorld, steps: int, *, imagining: bool = False) -> list[np.ndarray]:
@@ -145,7 +149,7 @@ def test_no_speed_lets_a_proposal_pass_through_a_standing_box(
             speed=speed,
             speed_limit=30.0,
             others=who,
-            outline=OUTLINE,
+            footprint=FOOTPRINT,
             area=area,
         )[0]
 
@@ -277,3 +281,26 @@ def test_a_failed_drive_is_kept_and_marked() -> None:
     scenario = drive_expert(ScenarioSpec("highway+stopped_queue", 0), policy="blind")
     assert scenario.collided
     assert not scenario.is_example(scenario.start_ns, scenario.end_ns)
+
+
+def test_a_plan_from_before_the_start_or_from_the_future_is_not_followed() -> None:
+    loop = ClosedLoop(TrafficWorld(ScenarioSpec("highway", 0)))
+    times = SIZES["tiny"].times_T
+    still = np.zeros(len(times))
+    for stamp_ns in (loop.now_ns - 1, loop.now_ns + 1):
+        plan = Plan(stamp_ns, times, np.zeros((len(times), 2)), still, still, still, 0, {})
+        assert loop.take_plan(plan) is False
+        assert loop.tracker.plan is None
+        with pytest.raises(InputError, match="the robot is not known at"):
+            loop.ego_at(stamp_ns)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_at_the_default_difficulty_sensors_see_about_ten_to_thirty_agents(road: str) -> None:
+    rig, rng, seen = find_rig("tiny"), np.random.default_rng(0), []
+    for seed in range(8):
+        world = TrafficWorld(ScenarioSpec(road, seed))
+        view = snapshot(world, world.start)
+        rows = [simulate_lidar_with_labels(view, lidar, rng)[1] for lidar in rig.lidars]
+        seen.append(visibility(view, lidar_labels=rows, cameras=rig.cameras).visible_L.sum())
+    assert 8.0 <= np.mean(seen) <= 30.0, seen
