@@ -1,8 +1,9 @@
 """Degradation schedules: which sensor suffers from what, how much, from when to when.
 
 An entry's quantity at an instant is its level times what its own parameters say for level 1. The level is
-`strength` between `from_s` and `to_s`, reached in `ramp_s`, and 0 otherwise. Times are seconds since the
-start of the episode. How each effect acts on measurements is in `impairment`, weather in `weather`.
+`strength` between `from_s` and `to_s`, reached in `ramp_s`, and 0 otherwise; what is on or off (`death`,
+`freeze`) is on for a share of the time instead. Times are seconds since the start of the episode. How each
+effect acts on measurements is in `impairment`, weather in `weather`.
 """
 
 from __future__ import annotations
@@ -176,13 +177,34 @@ class PacketLoss(Effect):
 
 
 class _Switch(Effect):
-    """On or off, whatever the strength; nothing in between."""
+    """On or off; there is no half of it. `strength` is the share of time that it is on, as with a loose plug.
+
+    It is on at the beginning of each period. An entry that is shorter than a period is one period.
+    """
+
+    period_s: float = Field(3.0, gt=0.0, description="From one beginning to the next, if strength < 1 [s].")
 
     @model_validator(mode="after")
     def _has_no_ramp(self) -> _Switch:
-        if self.ramp_s != 0.0 or self.strength != 1.0:
-            raise ValueError("is on or off: leave out ramp_s and strength")
+        if self.ramp_s != 0.0:
+            raise ValueError("is on or off: leave out ramp_s; strength is the share of time that it is on")
         return self
+
+    def level(self, time_s: float) -> float:
+        """1 while it is on, else 0, at a time since the start [s]."""
+        if super().level(time_s) == 0.0:
+            return 0.0
+        return 1.0 if (time_s - self.from_s) % self._period_s < self.strength * self._period_s else 0.0
+
+    def since_s(self, time_s: float) -> float:
+        """Since when it has been on at a time at which it is [s]."""
+        if self.strength == 1.0:
+            return self.from_s
+        return self.from_s + (time_s - self.from_s) // self._period_s * self._period_s
+
+    @property
+    def _period_s(self) -> float:
+        return self.period_s if self.to_s is None else min(self.period_s, self.to_s - self.from_s)
 
 
 class Death(_Switch):
@@ -192,7 +214,7 @@ class Death(_Switch):
 
 
 class Freeze(_Switch):
-    """Messages go on with new stamps, but repeat the last one before `from_s`."""
+    """Messages go on with new stamps, but repeat the last one before it froze."""
 
     effect: Literal["freeze"]
 
@@ -253,6 +275,22 @@ class DegradationSchedule(_Frozen):
                     f"of these rig {rig.name!r} has "
                     + (", ".join(n for n, kind in named.items() if kind in entry.kinds) or "none")
                 )
+
+    def scaled(self, strength: float) -> DegradationSchedule:
+        """The same with a share of all strengths; times stay.
+
+        What is on or off is on for that share of the time, see `_Switch`: a third of a death is a sensor that
+        is silent for one second of every three.
+
+        Raises:
+            ConfigError: If it is no share.
+        """
+        if not 0.0 < strength <= 1.0:
+            raise ConfigError(f"strength is {strength:g}, expected more than 0 and at most 1")
+        entries = tuple(
+            entry.model_copy(update={"strength": strength * entry.strength}) for entry in self.entries
+        )
+        return self.model_copy(update={"entries": entries})
 
     def active(self, sensor: Camera | Lidar | Radar, time_s: float) -> list[tuple[int, Entry, float]]:
         """Entries that act on a sensor itself at a time [s]: index in the schedule, entry, level above 0."""

@@ -118,9 +118,10 @@ class Impairment:
 
     def frozen_since_ns(self, sensor: Camera | Lidar | Radar, stamp_ns: int) -> int | None:
         """When the sensor froze [ns], if it is frozen at an instant; None otherwise."""
+        time_s = self._time_s(stamp_ns)
         since = [
-            entry.from_s
-            for _, entry, _ in self.schedule.active(sensor, self._time_s(stamp_ns))
+            entry.since_s(time_s)
+            for _, entry, _ in self.schedule.active(sensor, time_s)
             if isinstance(entry, Freeze)
         ]
         return self._start_ns + round(min(since) * 1e9) if since else None

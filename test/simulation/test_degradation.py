@@ -157,7 +157,7 @@ def write(tmp_path: Path, text: str) -> Path:
             "to_s is 2, which is not after from_s, 4; swap them, or leave to_s out",
         ),
         ("entries: [{effect: fog, sensors: camera}]", "all sensors have the same weather; leave sensors out"),
-        ("entries: [{effect: death, ramp_s: 1}]", "is on or off: leave out ramp_s and strength"),
+        ("entries: [{effect: death, ramp_s: 1}]", "is on or off: leave out ramp_s; strength is the share"),
         ("entries: 3", "entries: .*tuple"),
     ],
 )
@@ -210,6 +210,66 @@ def test_an_effect_for_all_acts_on_those_that_it_exists_for() -> None:
 
     made.check(RIG)
     assert [bool(made.active(sensor, 0.0)) for sensor in RIG.sensors] == [True, False, True]
+
+
+# ------------------------------------------------------------------ strengths
+
+
+@given(share=st.floats(0.01, 1.0), time_s=st.floats(0, 60))
+@pytest.mark.parametrize("name", ["fog", "rain", "dirt", "packet_loss", "clock_offset", "lidar_beam_loss"])
+def test_a_scaled_schedule_has_a_share_of_every_level_at_all_times(
+    name: str, share: float, time_s: float
+) -> None:
+    made = load_degradation(name)
+    for whole, part in zip(made.entries, made.scaled(share).entries, strict=True):
+        assert part.level(time_s) == pytest.approx(share * whole.level(time_s))
+
+
+def test_scaling_keeps_times_and_names_and_the_whole_is_the_same() -> None:
+    made = load_degradation("rain")
+
+    assert made.scaled(1.0) == made
+    assert made.scaled(0.5).name == "rain"
+    assert [(e.from_s, e.ramp_s) for e in made.scaled(0.5).entries] == [(2.0, 5.0)]
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
+def test_a_strength_that_is_no_share_is_refused(strength: float) -> None:
+    with pytest.raises(ConfigError, match="expected more than 0 and at most 1"):
+        load_degradation("fog").scaled(strength)
+
+
+def share_on(made: DegradationSchedule, first_s: float, last_s: float) -> float:
+    times = np.arange(first_s, last_s, 0.01) + 0.005
+    return float(np.mean([made.entries[0].level(float(time_s)) for time_s in times]))
+
+
+@pytest.mark.parametrize("effect", ["death", "freeze"])
+@pytest.mark.parametrize("strength", [1.0, 2.0 / 3.0, 1.0 / 3.0])
+def test_a_switch_is_on_for_its_share_of_each_period(effect: str, strength: float) -> None:
+    endless = schedule({"effect": effect, "from_s": 2.0}).scaled(strength)
+    short = schedule({"effect": effect, "from_s": 2.0, "to_s": 3.0}).scaled(strength)
+
+    assert share_on(endless, 0.0, 2.0) == 0.0
+    for first_s in (2.0, 5.0, 20.0):
+        assert share_on(endless, first_s, first_s + 3.0) == pytest.approx(strength, abs=0.005)
+        assert endless.entries[0].level(first_s + 0.01) == 1.0  # it begins with it
+    assert share_on(short, 2.0, 3.0) == pytest.approx(strength, abs=0.01)
+    assert share_on(short, 3.0, 20.0) == 0.0
+
+
+def test_a_sensor_that_freezes_again_and_again_shows_the_latest_time() -> None:
+    made = impairment({"effect": "freeze", "sensors": "front", "from_s": 1.0, "strength": 0.5})
+    since = [made.frozen_since_ns(CAMERA, round(t * 1e9)) for t in (0.9, 1.1, 2.4, 2.6, 3.9, 4.1, 6.0)]
+
+    assert since == [None, 10**9, 10**9, None, None, 4 * 10**9, None]
+
+
+def test_a_loose_plug_loses_messages_while_it_is_out() -> None:
+    made = impairment({"effect": "death", "sensors": "top", "strength": 1.0 / 3.0})
+    lost = [made.delivery(LIDAR, k * 10**8, rng()).lost for k in range(60)]
+
+    assert lost == [k % 30 < 10 for k in range(60)]
 
 
 # ------------------------------------------------------------------ weather
