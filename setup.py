@@ -64,6 +64,7 @@ setup(
     install_requires=requirements("base.txt", "robot.txt"),
     extras_require={
         "training": requirements("training.txt"),
+        "tracking": requirements("tracking.txt"),
         "scale": requirements("scale.txt"),
         "dev": requirements("dev.txt"),
     },

@@ -25,6 +25,7 @@ POLICIES = (
     "ground-truth-planner",
     "idm",
     "bundle:tiny",
+    "classical:tiny",
     "blind",
     "constant-velocity",
     "stop",

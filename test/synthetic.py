@@ -18,6 +18,7 @@ SMALL = NetworkConfig(
     camera_channels=16,
     num_queries=12,
     num_memory=12,
+    num_hazards=10,
     plan_accelerations=(-4.0, -1.5, 0.0, 1.5),
     plan_offsets=(-1.8, 0.0, 1.8),
 )

@@ -37,6 +37,13 @@ def export(
     evaluation: Annotated[
         Path | None, typer.Option(help="Take the figures from this JSON file instead.")
     ] = None,
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best/--last",
+            help="The checkpoint that validation chose, or the last one.",
+        ),
+    ] = False,
     parent: Annotated[
         str | None, typer.Option(help="Digest of the bundle that this one descends from.")
     ] = None,
@@ -55,16 +62,19 @@ def export(
 
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.export import export_bundle
-    from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
+    from e2e_perception.training.checkpoint import BEST, load_checkpoint, model_from_checkpoint
 
     trained_rig = find_rig(rig)
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(run / BEST if best else run)
     model = model_from_checkpoint(checkpoint)
     figures = _read_figures(evaluation) if evaluation else _measure(model, data, max_clips) if data else {}
     provenance = {
-        "dataset_digests": [checkpoint.facts["dataset_digest"]],
+        "dataset_digests": checkpoint.facts["dataset_digests"],
         "steps": checkpoint.step,
         "seed": checkpoint.facts["training"]["seed"],
+        "init": checkpoint.facts["training"]["init"],
+        "interfaces": checkpoint.facts["training"]["interfaces"],
+        "balancing": checkpoint.facts["training"]["balancing"]["method"],
         "git_commit": _git_commit(),
         "parent": parent,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from e2e_perception.core.samples import SensorMessage
 if TYPE_CHECKING:
     from e2e_perception.simulation.degradation import DegradationSchedule
     from e2e_perception.simulation.scenario import Scenario
+    from e2e_perception.simulation.traffic_world import ScenarioSpec
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 KINDS = (
@@ -57,6 +59,7 @@ class Recipe:
     size: str
     rig: str
     degradation: str | None = None
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ def simulate(
     limit: Annotated[
         int, typer.Option(min=0, help="With --suite: only so many scenarios; 0: all.", show_default="all")
     ] = 0,
+    part: Annotated[
+        str, typer.Option(help="With --suite: one of several even parts of it, e.g. `2/4`; 1/1 is all of it.")
+    ] = "1/1",
     seed: Annotated[int, typer.Option(min=0, help="Of the first scenario; the others count up from it.")] = 0,
     duration: Annotated[float, typer.Option(min=1.0, max=600.0, help="Length of a scenario [s].")] = 12.0,
     output_format: Annotated[
@@ -114,6 +120,13 @@ def simulate(
             show_default="nothing",
         ),
     ] = None,
+    disturb: Annotated[
+        bool,
+        typer.Option(
+            "--disturb/--no-disturb",
+            help="With --suite: push the robot off its plan now and then, for examples of coming back.",
+        ),
+    ] = False,
     rig: Annotated[str, typer.Option(help="Rig file, or the name of a shipped one.")] = "tiny",
     size: Annotated[str, typer.Option(help="Clips: network size whose inputs are made.")] = "tiny",
     clip_length: Annotated[int, typer.Option(min=2, help="Clips: frames per clip.")] = 5,
@@ -135,11 +148,15 @@ def simulate(
 
     the_rig = find_rig(rig)
     schedule = _schedule(degrade, the_rig)
+    if disturb and suite is None:
+        raise ConfigError("--disturb needs --suite: only the expert knows how to come back")
     if suite is not None:
-        todo = _of_suite(suite, limit)
+        todo = _of_suite(suite, limit, part)
     else:
         todo = [Source(KINDS[i % len(KINDS)] if kind == ALL else kind, seed + i) for i in range(scenarios)]
-    recipe = Recipe(duration, clip_length, stride, randomize, size, the_rig.model_dump_json(), schedule)
+    recipe = Recipe(
+        duration, clip_length, stride, randomize, size, the_rig.model_dump_json(), schedule, disturb
+    )
     if output_format is Format.BAG:
         summary = _write_bags(out, todo, recipe, workers or num_cores(), ray)
     else:
@@ -161,14 +178,29 @@ def _schedule(name: str | None, rig: Rig) -> str | None:
     return schedule.model_dump_json()
 
 
-def _of_suite(name: str, limit: int) -> list[Source]:
+def specs_of(name: str, part: str) -> list[ScenarioSpec]:
+    """The scenarios of an even part of a suite.
+
+    Args:
+        name: Of the suite, or its file.
+        part: `K/N`: every N-th, from the K-th on.
+    Raises:
+        ConfigError: If there is no such suite or part.
+    """
     from e2e_perception.simulation.suites import load_suite
 
-    specs = load_suite(name).scenarios()
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise ConfigError(f"--part {part!r}: expected K/N with 1 <= K <= N, e.g. 2/4")
+    return list(load_suite(name).scenarios()[int(found[1]) - 1 :: int(found[2])])
+
+
+def _of_suite(name: str, limit: int, part: str) -> list[Source]:
+    specs = specs_of(name, part)
     return [Source(spec.family, spec.seed, spec.difficulty) for spec in specs[: limit or None]]
 
 
-def _scenario(source: Source, duration_s: float) -> Scenario:
+def _scenario(source: Source, duration_s: float, disturbed: bool = False) -> Scenario:
     if source.difficulty is None:
         from e2e_perception.simulation.traffic import simulate_scenario
 
@@ -176,7 +208,7 @@ def _scenario(source: Source, duration_s: float) -> Scenario:
     from e2e_perception.simulation.expert_drives import drive_expert
     from e2e_perception.simulation.traffic_world import ScenarioSpec
 
-    return drive_expert(ScenarioSpec(source.kind, source.seed, source.difficulty))
+    return drive_expert(ScenarioSpec(source.kind, source.seed, source.difficulty), disturbed=disturbed)
 
 
 def _degradation(recipe: Recipe) -> DegradationSchedule | None:
@@ -285,7 +317,7 @@ def simulate_clips(out: Path, source: Source, recipe: Recipe) -> int:
 
     writer = ClipWriter(out)
     try:
-        scenario = _scenario(source, recipe.duration_s)
+        scenario = _scenario(source, recipe.duration_s, recipe.disturbed)
     except InputError as error:
         log(f"warning: {error}")
         _done_path(out, source).touch()
@@ -338,7 +370,7 @@ def _bag_of(task: tuple[Path, Source, Recipe]) -> int:
 
 
 def _bag_at(path: Path, source: Source, recipe: Recipe, *, quiet: bool = False) -> int:
-    scenario = _scenario(source, recipe.duration_s)
+    scenario = _scenario(source, recipe.duration_s, recipe.disturbed)
     rig = Rig.model_validate_json(recipe.rig)
     return write_scenario(path, scenario, source.seed, rig, _degradation(recipe), quiet=quiet)
 

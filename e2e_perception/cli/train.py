@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
+from e2e_perception.cli.fan_out import num_cores
 from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
 
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        Path, typer.Option(help="Clip store, written by `simulate --format clips`.", show_default=False)
+        list[Path],
+        typer.Option(
+            help="Clip store, written by `simulate --format clips`; repeatable.", show_default=False
+        ),
     ],
     out: Annotated[
         Path,
@@ -25,7 +31,9 @@ def train(
             help="Run directory; a run found there is continued at its exact step.", show_default=False
         ),
     ],
-    config: Annotated[Path | None, typer.Option(help="YAML file with the run's settings.")] = None,
+    config: Annotated[
+        str, typer.Option(help="YAML file with the run's settings, or the name of a shipped one.")
+    ] = "nano",
     override: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,41 +44,90 @@ def train(
         int | None, typer.Option(min=1, help="Stop after this many steps in all; run again to go on.")
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    tracking: Annotated[
+        str,
+        typer.Option(
+            help="MLflow tracking URI, `none`, or `auto`: runs.db beside the run directory, if MLflow is "
+            "installed."
+        ),
+    ] = "auto",
+    rig: Annotated[str, typer.Option(help="Of the robot that drives on-policy stages.")] = "tiny",
+    drivers: Annotated[int, typer.Option(min=0, help="Processes that drive them; 0: one per core.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train the joint network on clips, or go on where an interrupted run stopped.
 
-    Example: `e2e-perception train --data clips --out runs/tiny --set steps=3000`
+    The settings name a curriculum (docs/training.md). In on-policy stages the network drives itself and the
+    expert says what it should have done. Several processes share a run under `torchrun`.
+
+    Example: `e2e-perception train --data clips --out runs/nano --config nano --set seed=1`
     """
     settings = _settings(config, override or [])
     _require_torch(device)
 
+    from e2e_perception.cli.on_policy import collect
     from e2e_perception.data.clip_store import ClipStore
     from e2e_perception.training import loop
+    from e2e_perception.training.run_log import StepReport
 
-    store = ClipStore(data)
+    stores = [ClipStore(path) for path in data]
+    leads = os.environ.get("RANK", "0") == "0"
+    last: StepReport | None = None
     with progress_bar("training", settings.steps) as progress:
 
-        def report(step: loop.StepReport) -> None:
-            progress(step.step, f"loss {step.total:.3f}, {step.clips_per_s:.1f} clips/s")
+        def report(step: StepReport) -> None:
+            nonlocal last
+            last = step
+            if not leads:
+                return
+            speed = f"{step.clips_per_s:.1f} clips/s, {step.data_share:.0%} waiting for clips"
+            progress(step.step, f"{step.stage}: loss {step.total:.3f}, {speed}, {step.memory_mb:.0f} MB")
+            if step.event:
+                log(f"step {step.step}: {step.event}")
             if step.step % 50 == 0:
                 losses = " ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
-                log(f"step {step.step}: {step.total:.3f} ({losses}), {step.clips_per_s:.1f} clips/s")
+                log(f"step {step.step} ({step.stage}): {step.total:.3f} ({losses}), {speed}")
 
-        done = loop.train(store, out, settings, report=report, stop_after=stop_after, device=device)
+        done = loop.train(
+            stores,
+            out,
+            settings,
+            report=report,
+            stop_after=stop_after,
+            device=device,
+            collect=functools.partial(collect, rig=rig, workers=drivers or num_cores()),
+            tracking_uri=_tracking(tracking, out),
+        )
+    if not leads:
+        return
+    digests = [store.digest for store in stores]
     if as_json:
-        emit_json({"out": str(out), "steps": done, "of": settings.steps, "dataset_digest": store.digest})
+        speed = {} if last is None else {"clips_per_s": last.clips_per_s, "data_share": last.data_share}
+        emit_json({"out": str(out), "steps": done, "of": settings.steps, "dataset_digests": digests, **speed})
     else:
         typer.echo(f"{done} of {settings.steps} steps done; checkpoint in {out}")
 
 
-def _settings(config: Path | None, overrides: list[str]) -> TrainingConfig:
+def _tracking(wanted: str, out: Path) -> str | None:
+    import importlib.util
+
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        return wanted
+    if importlib.util.find_spec("mlflow") is None:
+        log("MLflow is not installed; curves are in losses.jsonl alone")
+        return None
+    return f"sqlite:///{out.resolve().parent / 'runs.db'}"
+
+
+def _settings(config: str, overrides: list[str]) -> TrainingConfig:
     import yaml
     from pydantic import ValidationError
 
     from e2e_perception.training.config import TrainingConfig, load_training_config
 
-    document = (load_training_config(config) if config else TrainingConfig()).model_dump()
+    document = load_training_config(config).model_dump()
     for override in overrides:
         name, found, text = override.partition("=")
         if not found:

@@ -129,16 +129,16 @@ class TrackingConfig(Section):
 class PlanningConfig(Section):
     """Weights of the plan selector; change them live to change the robot's character."""
 
-    weight_imitation: float = tunable(5.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
+    weight_imitation: float = tunable(1.0, "Weight of `imitation`, negative log probability.", ge=0, le=100)
     weight_collision: float = tunable(
-        20.0, "Weight of `collision`, expected overlap with predicted objects.", ge=0, le=1000
+        50.0, "Weight of `collision`, expected share of the plan's time lost to one.", ge=0, le=1000
     )
-    weight_drivable: float = tunable(2.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
-    weight_comfort: float = tunable(0.2, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
+    weight_drivable: float = tunable(10.0, "Weight of `drivable`, leaving the road.", ge=0, le=100)
+    weight_comfort: float = tunable(0.03, "Weight of `comfort`, acceleration and jerk.", ge=0, le=100)
     weight_progress: float = tunable(
-        0.5, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100
+        1.0, "Weight of `progress`, distance short of the speed limit.", ge=0, le=100
     )
-    weight_route: float = tunable(0.3, "Weight of `route`, distance from the route.", ge=0, le=100)
+    weight_route: float = tunable(0.1, "Weight of `route`, distance from the route.", ge=0, le=100)
     speed_limit: float = tunable(
         25.0,
         "Speed to aim at and not to exceed; proposals above it pay for every m/s.",

@@ -45,6 +45,13 @@ class NetworkConfig(BaseModel):
     bev_stride: int = Field(2, description="BEV features have `bev_stride` times larger cells.")
     bev_channels: int = Field(32, description="Width of BEV features and memory.")
     camera_channels: int = Field(32, description="Width of image features.")
+    image_pool: int = Field(
+        1, ge=1, description="Images are averaged over this many pixels each way inside the graph."
+    )
+    stem_channels: tuple[int, int] = Field((16, 24), description="Image features at 1/2 and 1/4.")
+    deep_channels: int = Field(48, description="Image features at 1/16.")
+    radar_channels: int = Field(16, description="Width of radar features.")
+    coarse_channels: tuple[int, int] = Field((48, 64), description="BEV features at 1/2 and 1/4.")
     lift_heights: tuple[float, ...] = Field(
         (0.2, 1.0, 2.0), description="Heights at which cells are projected into the cameras [m]."
     )
@@ -52,6 +59,9 @@ class NetworkConfig(BaseModel):
     num_heads: int = Field(4, description="Attention heads; each at least 16 wide.")
     num_queries: int = Field(48, description="Detections per frame (top-K of the heatmap).")
     num_memory: int = Field(48, description="Remembered tracks fed back per frame.")
+    num_hazards: int = Field(
+        24, description="Objects, the surest first, that proposals are checked against for collisions."
+    )
     num_modes: int = Field(3, description="Futures per object.")
     horizon_steps: int = Field(8, description="Future steps of objects and plan.")
     step_s: float = Field(0.5, description="Duration of a step [s].")
@@ -69,6 +79,10 @@ class NetworkConfig(BaseModel):
         ge=1,
         description="Frames after which the BEV memory starts anew on the robot; 1: never used. A recurrence "
         "is not trusted for longer than it was seen to hold.",
+    )
+    blind: bool = Field(
+        False,
+        description="A control: the graph takes every sensor for dead and plans by route and ego state.",
     )
     interfaces: Literal["differentiable", "detached"] = Field(
         "differentiable",
@@ -91,6 +105,53 @@ class NetworkConfig(BaseModel):
         return self.step_s * np.arange(1, self.horizon_steps + 1, dtype=np.float64)
 
 
+# All sizes of one rig share their inputs where they can: `nano` and `tiny` train on the same clips.
 SIZES: dict[str, NetworkConfig] = {
+    "nano": NetworkConfig(
+        size="nano",
+        image_pool=2,
+        stem_channels=(8, 12),
+        camera_channels=12,
+        deep_channels=24,
+        radar_channels=8,
+        bev_channels=16,
+        coarse_channels=(24, 32),
+        token_channels=32,
+        num_heads=2,
+        num_queries=32,
+        num_memory=32,
+        num_hazards=20,
+    ),
     "tiny": NetworkConfig(),
+    "small": NetworkConfig(
+        size="small",
+        image_height=192,
+        image_width=528,
+        stem_channels=(24, 32),
+        camera_channels=48,
+        deep_channels=96,
+        bev_channels=64,
+        coarse_channels=(96, 128),
+        token_channels=96,
+        num_heads=6,
+        num_queries=64,
+        num_memory=64,
+    ),
+    "base": NetworkConfig(
+        size="base",
+        image_height=256,
+        image_width=704,
+        stem_channels=(32, 64),
+        camera_channels=96,
+        deep_channels=192,
+        radar_channels=32,
+        bev_channels=128,
+        coarse_channels=(192, 256),
+        token_channels=192,
+        num_heads=8,
+        num_queries=96,
+        num_memory=96,
+        num_hazards=40,
+        num_modes=6,
+    ),
 }

@@ -5,7 +5,8 @@ Legend: T frames, L label slots, N cameras, S horizon steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from e2e_perception.core.clips import Clip
 from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import (
     BOX_FIELDS,
+    COST_TERMS,
     EGO_FIELDS,
     LIDAR_CHANNELS,
     RADAR_CHANNELS,
     NetworkConfig,
 )
+from e2e_perception.data.augmentation import Degradations, with_degradations
 
 if TYPE_CHECKING:
     from e2e_perception.data.clip_store import ClipStore
@@ -46,40 +49,91 @@ class Dropout:
     memory: float = 0.05
     only_first_camera: float = 0.1
 
+    def scaled(self, strength: float) -> Dropout:
+        """All chances times `strength`."""
+        return Dropout(**{name: strength * chance for name, chance in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a clip before the network sees it; the default does nothing.
+
+    Attributes:
+        clip_length: Frames, a random stretch of the clip; None: all of it.
+        mirror: Left and right are exchanged in every second clip.
+        dropout: Sensors that are lost.
+        degradations: Sensors that are spoiled.
+        ego_noise: Chance that the robot's acceleration is not told, lest the plan copies what is being done
+            instead of looking why (de Haan et al. 2019).
+    """
+
+    clip_length: int | None = None
+    mirror: bool = False
+    dropout: Dropout | None = None
+    degradations: Degradations | None = None
+    ego_noise: float = 0.0
+
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
-    """Clips of a store, augmented by a generator seeded with (seed, epoch, index)."""
+    """Clips of one or several stores, augmented by a generator seeded with (seed, position)."""
 
     def __init__(
         self,
-        store: ClipStore,
-        indices: NDArray[np.int64],
+        clips: Sequence[tuple[ClipStore, int]],
         network: NetworkConfig,
         *,
-        seed: int,
-        mirror: bool,
-        dropout: Dropout | None,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        self.store = store
-        self.indices = indices
+        """Wrap clips.
+
+        Args:
+            clips: Stores and indices in them.
+            network: What the inputs are for.
+            seed: Of the augmentation.
+            augmentation: None: as they are.
+        """
+        self.clips = clips
         self.network = network
         self.seed = seed
-        self.mirror = mirror
-        self.dropout = dropout
+        self.augmentation = augmentation or Augmentation()
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The clip at `index`; an index past the end is the next epoch, differently augmented."""
-        rng = np.random.default_rng((self.seed, index))
-        clip = self.store.read(int(self.indices[index % len(self)]))
-        arrays = clip_arrays(clip, self.network)
-        if self.mirror and rng.random() < 0.5:
-            arrays = mirrored(arrays, self.network)
-        if self.dropout is not None:
-            arrays = with_dropout(arrays, self.dropout, rng)
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """The clip at `position`; a position past the end is the next epoch, differently augmented."""
+        rng = np.random.default_rng((self.seed, position))
+        store, index = self.clips[position % len(self)]
+        arrays = clip_arrays(store.read(index), self.network)
+        arrays = augmented(arrays, self.network, self.augmentation, rng)
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+
+
+def augmented(
+    arrays: dict[str, NDArray[Any]],
+    network: NetworkConfig,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[Any]]:
+    """A clip (`clip_arrays`) after everything that `augmentation` asks for."""
+    length = augmentation.clip_length
+    if length is not None and length < len(arrays["boxes"]):
+        start = int(rng.integers(0, len(arrays["boxes"]) - length + 1))
+        arrays = {name: value[start : start + length] for name, value in arrays.items()}
+        arrays["memory_valid"] = arrays["memory_valid"].copy()
+        arrays["memory_valid"][0] = 0.0
+    if augmentation.mirror and rng.random() < 0.5:
+        arrays = mirrored(arrays, network)
+    if augmentation.degradations is not None:
+        arrays = with_degradations(arrays, augmentation.degradations, rng, grid=network.grid)
+    if augmentation.dropout is not None:
+        arrays = with_dropout(arrays, augmentation.dropout, rng)
+    if rng.random() < augmentation.ego_noise:
+        ego = arrays["ego_state"].copy()
+        ego[:, EGO_FIELDS.index("acceleration")] = 0.0
+        arrays = {**arrays, "ego_state": ego}
+    return arrays
 
 
 def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
@@ -88,7 +142,7 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
     Returns:
         Contract inputs (T, ...) and `boxes`, `class_ids`, `ids`, `weights`, `present`, `visible`, `futures`,
         `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `bev_theta`,
-        `memory_valid`, `memory_from_base`.
+        `memory_valid`, `memory_from_base`, `plan_costs` (T, P, 5; NaN where not known).
     """
     inputs = {
         name: value if value.dtype == np.uint8 else value.astype(np.float32)
@@ -117,6 +171,11 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
         "ego_future_valid": clip.ego_future_valid_TS,
         "maps": clip.maps_T2YX.astype(np.float32),
         "maps_valid": np.full(num_frames, clip.maps_valid),
+        "plan_costs": (
+            np.full((num_frames, network.num_plans, len(COST_TERMS) - 1), np.nan, np.float32)
+            if clip.plan_costs_TCK is None
+            else clip.plan_costs_TCK
+        ),
     }
 
 
@@ -151,6 +210,12 @@ def mirrored(arrays: dict[str, NDArray[Any]], network: NetworkConfig) -> dict[st
     out["boxes"] = _negated(arrays["boxes"], [BOX_FIELDS.index(n) for n in ("y", "sin_yaw", "vy")])
     out["futures"] = _negated(arrays["futures"], [1])
     out["ego_future"] = _negated(arrays["ego_future"], [1])
+    # Offsets vary fastest in the vocabulary and are symmetric.
+    priced = arrays["plan_costs"].reshape(
+        len(arrays["plan_costs"]), len(network.plan_accelerations), len(network.plan_offsets), -1
+    )
+    assert network.plan_offsets == tuple(-offset for offset in reversed(network.plan_offsets))
+    out["plan_costs"] = priced[:, :, ::-1].reshape(arrays["plan_costs"].shape)
     out["memory_from_base"] = _negated(arrays["memory_from_base"], [1, 2])
     out["bev_theta"] = np.stack(
         [network.bev_grid.sampling_theta(SE2(*pose)) for pose in out["memory_from_base"].tolist()]

@@ -16,20 +16,25 @@ IMAGE_STRIDE = 8
 
 
 class CameraBackbone(nn.Module):
-    """A compact residual network with a two-level neck; features at 1/8 of the image."""
+    """A compact residual network with a two-level neck; features at 1/8 of the image it pools to."""
 
-    def __init__(self, channels_out: int) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        c = channels_out
-        self.stem = nn.Sequential(ConvNorm(3, 16, stride=2), ConvNorm(16, 24, stride=2))
-        self.eighth = nn.Sequential(ConvNorm(24, c, stride=2), Residual(c))
-        self.sixteenth = nn.Sequential(ConvNorm(c, 48, stride=2), Residual(48))
-        self.lateral = nn.Conv2d(48, c, 1)
+        c, deep = config.camera_channels, config.deep_channels
+        half, quarter = config.stem_channels
+        self.pool = config.image_pool
+        self.stem = nn.Sequential(ConvNorm(3, half, stride=2), ConvNorm(half, quarter, stride=2))
+        self.eighth = nn.Sequential(ConvNorm(quarter, c, stride=2), Residual(c))
+        self.sixteenth = nn.Sequential(ConvNorm(c, deep, stride=2), Residual(deep))
+        self.lateral = nn.Conv2d(deep, c, 1)
 
     def forward(self, images_NHW3: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, C, H/8, W/8)."""
+        """(N, H, W, 3) uint8 -> (N, C, H/8, W/8), with H and W after pooling."""
+        x = images_NHW3.permute(0, 3, 1, 2).float()
+        if self.pool > 1:
+            x = F.avg_pool2d(x, self.pool)
         # Normalisation is in the graph, so that the host hands over bytes.
-        x = images_NHW3.permute(0, 3, 1, 2).float() * (1.0 / 64.0) - 2.0
+        x = x * (1.0 / 64.0) - 2.0
         eighth = self.eighth(self.stem(x))
         sixteenth = self.lateral(self.sixteenth(eighth))
         return eighth + F.interpolate(sixteenth, scale_factor=2.0, mode="nearest")
@@ -95,20 +100,21 @@ class BevEncoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        c = config.bev_channels
-        self.backbone = CameraBackbone(config.camera_channels)
+        c, r = config.bev_channels, config.radar_channels
+        coarse, coarser = config.coarse_channels
+        self.backbone = CameraBackbone(config)
         self.lift = CameraLift(config)
         self.lidar = ConvNorm(len(LIDAR_CHANNELS), c, stride=config.bev_stride)
-        self.radar = ConvNorm(len(RADAR_CHANNELS), 16, stride=config.bev_stride)
+        self.radar = ConvNorm(len(RADAR_CHANNELS), r, stride=config.bev_stride)
         # What a missing modality looks like is learned; zero would look like an empty street.
         self.no_camera = nn.Parameter(torch.zeros(c))
         self.no_lidar = nn.Parameter(torch.zeros(c))
-        self.no_radar = nn.Parameter(torch.zeros(16))
-        self.fuse = ConvNorm(2 * c + 16, c, kernel=1)
-        self.coarse = nn.Sequential(ConvNorm(c, 48, stride=2), Residual(48))
-        self.coarser = nn.Sequential(ConvNorm(48, 64, stride=2), Residual(64))
-        self.from_coarser = nn.Conv2d(64, 48, 1)
-        self.from_coarse = nn.Conv2d(48, c, 1)
+        self.no_radar = nn.Parameter(torch.zeros(r))
+        self.fuse = ConvNorm(2 * c + r, c, kernel=1)
+        self.coarse = nn.Sequential(ConvNorm(c, coarse, stride=2), Residual(coarse))
+        self.coarser = nn.Sequential(ConvNorm(coarse, coarser, stride=2), Residual(coarser))
+        self.from_coarser = nn.Conv2d(coarser, coarse, 1)
+        self.from_coarse = nn.Conv2d(coarse, c, 1)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """BEV features (B, C, Y, X) of one frame, from the contract's sensor inputs."""
@@ -141,7 +147,12 @@ def _encode(encoder: nn.Module, raster_BCYX: Tensor, valid_BS: Tensor, absent_C:
 
 
 class BevMemory(nn.Module):
-    """Gated recurrent map, warped by ego motion (ConvGRU, Ballas et al. 2016; warp as in BEVDet4D)."""
+    """Gated recurrent map, warped by ego motion (ConvGRU, Ballas et al. 2016; warp as in BEVDet4D).
+
+    The update is a convex blend: what is remembered never exceeds what was once seen by more than the
+    candidate's bound of 1, however long the drive. (One that adds to its memory makes objects up where the
+    robot stands.)
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -175,7 +186,5 @@ class BevMemory(nn.Module):
         warped = F.grid_sample(memory, where_BYX2.clamp(-4.0, 4.0), align_corners=False)
         gate, candidate = self.gates(torch.cat([now_BCYX, warped], 1)).chunk(2, 1)
         gate = torch.where(valid, gate.sigmoid(), gate.new_zeros(()))
-        memory_next = (1 - gate) * now_BCYX + gate * (warped + candidate.tanh())
-        # Bounded, so that no input can blow up the recurrence over an hour of driving.
-        memory_next = memory_next.clamp(-20.0, 20.0)
+        memory_next = (1 - gate) * (now_BCYX + candidate.tanh()) + gate * warped
         return self.out(memory_next), memory_next

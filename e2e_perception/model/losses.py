@@ -6,6 +6,8 @@ S horizon steps, P plan proposals, K classes, Y X BEV cells.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,24 +16,36 @@ from e2e_perception.core.network_config import COST_TERMS
 from e2e_perception.model.planning import base_from_route, collision_probability, route_coordinates
 from e2e_perception.model.targets import HeatTargets, Labels, label_of_ids, occupancy_targets
 
-# name -> unit, for logs and reports
-LOSS_UNITS = {
-    "heat": "focal nats per object",
-    "box": "m, rad and log m, mean absolute error",
-    "box_nll": "nats per coordinate",
-    "velocity": "m/s over 10",
-    "affinity": "nats per association",
-    "motion": "m over 5, winner's mean distance",
-    "motion_nll": "nats per coordinate",
-    "mode": "nats",
-    "consistency": "m, remembered against perceived position",
-    "maps": "nats per cell",
-    "flow": "m/s over 10",
-    "plan": "nats",
-    "plan_offset": "m, d counted three times",
-    "plan_safety": "expected overlap with what truly happens, in [0, 1]",
+
+class Loss(NamedTuple):
+    """What a loss is counted in, and which objective it serves."""
+
+    objective: str
+    unit: str
+
+
+OBJECTIVES = ("recognition", "tracking", "prediction", "planning")
+LOSSES: dict[str, Loss] = {
+    "heat": Loss("recognition", "focal nats per object"),
+    "box": Loss("recognition", "m, rad and log m, mean absolute error"),
+    "box_nll": Loss("recognition", "nats per coordinate"),
+    "velocity": Loss("recognition", "m/s over 10"),
+    "maps": Loss("recognition", "nats per cell"),
+    "flow": Loss("recognition", "m/s over 10"),
+    "affinity": Loss("tracking", "nats per association"),
+    "consistency": Loss("tracking", "m, remembered against perceived position"),
+    "motion": Loss("prediction", "m over 5, winner's mean distance"),
+    "motion_nll": Loss("prediction", "nats per coordinate"),
+    "mode": Loss("prediction", "nats"),
+    "plan": Loss("planning", "nats"),
+    "plan_risk": Loss("planning", "nats per proposal"),
+    "plan_offset": Loss("planning", "m, d counted three times"),
+    "plan_safety": Loss("planning", "expected share of time in collision, in [0, 1]"),
+    "plan_comfort": Loss("planning", "expected discomfort, see `Planner`"),
 }
-PLAN_TEMPERATURE = 0.6  # [m] of mean distance; soft targets of the proposal classification
+IMITATION_TEMPERATURE = 0.6  # [m] of mean distance; soft targets where there is a driver to imitate
+PRICE_TEMPERATURE = 0.2  # of the expert's prices; soft targets where they are known
+COLLISION_PRICE = 200.0  # what a whole horizon in collision costs the expert (`simulation.scoring.Weights`)
 LATERAL_WEIGHT = 3.0  # errors in d count three times those in s
 
 
@@ -76,20 +90,20 @@ def frame_losses(
     memory_ids_BM: Tensor,
     centres_YX2: Tensor,
 ) -> dict[str, Tensor]:
-    """All losses of one frame.
+    """All losses of frames, which are a batch here: clips by frames.
 
     Args:
         outputs: From `JointNetwork.step`.
-        inputs: What went in, with `track_boxes`, `track_valid`, `route`.
+        inputs: What went in, with `track_boxes`, `route`.
         labels: `boxes` (B, L, 10), `class_ids`, `ids`, `weights`, `present` (B, L), `futures` (B, L, S, 2),
             `futures_valid` (B, L, S), `ego_future` (B, S, 2), `ego_future_valid` (B, S), `maps` (B, 2, Y, X),
-            `maps_valid` (B,).
+            `maps_valid` (B,), `plan_costs` (B, P, 5) the expert's prices, NaN where unknown.
         targets: From `heat_targets`.
         matches_BQ: From `match_queries`.
         memory_ids_BM: Identity of each remembered track, -1 where it is none.
         centres_YX2: BEV cell centres.
     Returns:
-        Scalars by name; the names are those of `LOSS_UNITS`.
+        Scalars by name; the names are those of `LOSSES`.
     """
     losses = {"heat": focal_loss(outputs["heat_logits"], targets)}
     matched = matches_BQ >= 0
@@ -193,28 +207,48 @@ def expert_route_coordinates(labels: Labels, route_BR4: Tensor) -> Tensor:
 
 
 def _plan_losses(outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
-    route = inputs["route"]
-    expert_BS2 = expert_route_coordinates(labels, route)
-    sd_BPS2 = outputs["plan_sd"]
-    valid_BS = labels["ego_future_valid"].float()
-    known_B = (valid_BS.sum(-1) > 0).float()
+    """Scores distilled from prices, refinement towards the driver, expected harm (Hydra-MDP, Li et al. 2024).
+
+    Where the expert's prices are known, the good proposals are the cheap ones, whoever drove there: also in
+    states that only the network itself gets into (DAgger, Ross et al. 2011). Elsewhere they are those near
+    the driven path.
+    """
+    route, prices_BPK = inputs["route"], labels["plan_costs"]
+    sd_BPS2, costs_BPK = outputs["plan_sd"], outputs["plan_costs"]
+    negative_log_p = costs_BPK[..., COST_TERMS.index("imitation")]
     axes = sd_BPS2.new_tensor((1.0, LATERAL_WEIGHT))
-    error_BPS2 = (sd_BPS2 - expert_BS2[:, None]) * axes
+    driven_BS2 = expert_route_coordinates(labels, route)
+    valid_BS = labels["ego_future_valid"].float()
+    example_B = (valid_BS.sum(-1) > 0).float()
+    error_BPS2 = (sd_BPS2 - driven_BS2[:, None]) * axes
     per_step = F.smooth_l1_loss(error_BPS2, torch.zeros_like(error_BPS2), beta=0.5, reduction="none").sum(-1)
     distance_BP = (per_step * valid_BS[:, None]).sum(-1) / valid_BS.sum(-1)[:, None].clamp(min=1.0)
-    target_BP = (-distance_BP.detach() / PLAN_TEMPERATURE).softmax(-1)
-    negative_log_p = outputs["plan_costs"][..., COST_TERMS.index("imitation")]
+    near_BP = (-distance_BP.detach() / IMITATION_TEMPERATURE).softmax(-1)
 
-    # What each proposal would truly meet: the same overlap formula, on labels instead of predictions.
-    points, tangents = base_from_route(sd_BPS2.detach(), route)
-    boxes = labels["boxes"]
-    truth_BL1S2 = labels["futures"][:, :, None]
-    meets = collision_probability(points, tangents, boxes, truth_BL1S2, torch.full_like(truth_BL1S2, 0.09))
-    alive = (labels["futures_valid"].float() * (labels["present"]).float()[..., None])[:, None, :, None]
-    meets_BP = (meets * alive).amax((2, 3)).mean(-1)
+    priced_B = prices_BPK.isfinite().flatten(1).all(-1)
+    prices_BPK = torch.where(priced_B[:, None, None], prices_BPK, prices_BPK.new_zeros(()))
+    cheap_BP = (-prices_BPK.sum(-1) / PRICE_TEMPERATURE).softmax(-1)
+    target_BP = torch.where(priced_B[:, None], cheap_BP, near_BP)
+    meets_BP = (prices_BPK[..., 0] / COLLISION_PRICE).clamp(0.0, 1.0)
+    if not priced_B.all():
+        meets_BP = torch.where(priced_B[:, None], meets_BP, _true_overlap(sd_BPS2, route, labels))
     chance_BP = (-negative_log_p).exp()
+    risk_logit = outputs["plan_logits"][..., 1]
+    discomfort_BP = costs_BPK[..., COST_TERMS.index("comfort")].clamp(max=20.0)
     return {
-        "plan": _mean((target_BP * negative_log_p).sum(-1), known_B),
-        "plan_offset": _mean((target_BP * distance_BP).sum(-1), known_B),
+        "plan": _mean((target_BP * negative_log_p).sum(-1), torch.maximum(example_B, priced_B.float())),
+        "plan_risk": F.binary_cross_entropy_with_logits(risk_logit, meets_BP),
+        "plan_offset": _mean((near_BP * distance_BP).sum(-1), example_B),
         "plan_safety": (chance_BP * meets_BP).sum(-1).mean(),
+        "plan_comfort": (chance_BP * discomfort_BP).sum(-1).mean(),
     }
+
+
+def _true_overlap(sd_BPS2: Tensor, route_BR4: Tensor, labels: Labels) -> Tensor:
+    """What each proposal would truly meet: the planner's overlap formula on labels, mean over time; (B, P)."""
+    points, tangents = base_from_route(sd_BPS2.detach(), route_BR4)
+    truth_BL1S2 = labels["futures"][:, :, None]
+    variance = torch.full_like(truth_BL1S2, 0.09)
+    meets = collision_probability(points, tangents, labels["boxes"], truth_BL1S2, variance)
+    alive = (labels["futures_valid"].float() * (labels["present"]).float()[..., None])[:, None, :, None]
+    return (meets * alive).amax((2, 3)).mean(-1)

@@ -23,8 +23,11 @@ from e2e_perception.model.planning import Planner
 MASKED = -1.0e4
 LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
 MAX_LOG_VAR = 6.0
+GAIN_BIAS, KEEP_BIAS = -1.5, 3.0  # the filter's gain begins at a fifth, its share of the velocity at 0.95
 # Sizes are predicted relative to these (length, width, height) [m].
 MEAN_SIZE = (4.2, 1.8, 1.6)
+
+VALIDITY = ("camera_valid", "lidar_valid", "radar_valid")
 
 Tensors = dict[str, Tensor]
 
@@ -77,21 +80,36 @@ class DetectionHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Box, velocity and their log-variances from a token (heteroscedastic: Kendall & Gal 2017)."""
+    """Box, velocity and their log-variances from a token (heteroscedastic: Kendall & Gal 2017).
+
+    The velocity is that of a Kalman filter with learned gains: what memory expects, corrected by how far the
+    object is from where it was expected, blended with what this frame alone says (Doppler). All of it is convex, so
+    that an error dies out however long a track lives.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         d = config.token_channels
-        self.mlp = Mlp(d, d, len(BOX_FIELDS) - 2 + len(BOX_STD_FIELDS), norm=True)
+        self.mlp = Mlp(d, d, len(BOX_FIELDS) - 2 + len(BOX_STD_FIELDS) + 4, norm=True)
+        self.frame_period_s = config.frame_period_s
         self.register_buffer("log_size_3", torch.tensor(MEAN_SIZE).log(), persistent=False)
 
-    def forward(self, token_BQD: Tensor, points_BQ2: Tensor, velocity_BQ2: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        token_BQD: Tensor,
+        points_BQ2: Tensor,
+        known_BQ1: Tensor,
+        velocity_BQ2: Tensor,
+        innovation_BQ2: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Boxes from tokens.
 
         Args:
             token_BQD: Query tokens after the association.
             points_BQ2: Object centres [m].
-            velocity_BQ2: Expected from memory [m/s]; the token corrects it.
+            known_BQ1: How far each is a remembered track, 0 to 1.
+            velocity_BQ2: Expected from memory [m/s], times `known_BQ1`.
+            innovation_BQ2: Where the object is against where it was expected [m], times `known_BQ1`.
         Returns:
             Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4), `BOX_STD_FIELDS`.
         """
@@ -100,7 +118,10 @@ class BoxHead(nn.Module):
         log_size = self.log_size_3 + raw[..., 1:4].clamp(-3.0, 3.0)
         heading = raw[..., 4:6]
         heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-4).sqrt()
-        velocity = velocity_BQ2 + 10.0 * raw[..., 6:8]
+        gain = (raw[..., 12:14] + GAIN_BIAS).sigmoid()
+        filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
+        keep = (raw[..., 14:16] + KEEP_BIAS).sigmoid()
+        velocity = keep * filtered + (1.0 - known_BQ1 * keep) * 10.0 * raw[..., 6:8]
         log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var
 
@@ -130,7 +151,7 @@ class Associator(nn.Module):
         track_tokens_BMD: Tensor,
         track_boxes_BM10: Tensor,
         track_valid_BM: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Associate.
 
         Args:
@@ -138,8 +159,8 @@ class Associator(nn.Module):
             track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
             Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), the affinity
-            (B, M+1, Q+1) in log-probabilities, and the velocity each query is expected to have (B, Q, 2)
-            [m/s], zero as far as it is new.
+            (B, M+1, Q+1) in log-probabilities, and what memory knows of each query: how far it is a remembered
+            track (B, Q, 1), its expected velocity (B, Q, 2) [m/s] and its innovation (B, Q, 2) [m].
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))
@@ -169,15 +190,23 @@ class Associator(nn.Module):
         # What a Kalman filter would look at: the innovation, against what was expected. In metres, for its
         # decimetres would drown in a token's coordinates; the box head turns them into a correction.
         known_BQ1 = assignment_BQM.sum(-1, keepdim=True)
-        innovation_BQ2 = known_BQ1 * points_BQ2 - assignment_BQM @ boxes[..., :2]
+        innovation_BQ2 = (known_BQ1 * points_BQ2 - assignment_BQM @ boxes[..., :2]).clamp(-4.0, 4.0)
         velocity_BQ2 = assignment_BQM @ boxes[..., 8:10]
-        evidence = torch.cat([innovation_BQ2.clamp(-4.0, 4.0), velocity_BQ2 / 10.0, known_BQ1], -1)
+        evidence = torch.cat([innovation_BQ2, velocity_BQ2 / 10.0, known_BQ1], -1)
         updated = self.update(query_BQD + self.evidence(evidence), remembered)
-        return updated, track, affinity.clamp(min=LEAST_LOG_PROBABILITY), velocity_BQ2
+        remembered_motion = known_BQ1, velocity_BQ2, innovation_BQ2
+        return updated, track, affinity.clamp(min=LEAST_LOG_PROBABILITY), remembered_motion
+
+
+# Each future starts from another intention, so that there is something to choose between [m/s^2].
+INTENTIONS = (0.0, -2.5, 1.2, -1.0, 0.5, -5.0)
 
 
 class MotionHead(nn.Module):
-    """F Gaussian futures per object, around constant velocity (MultiPath, Chai et al. 2019)."""
+    """F Gaussian futures per object around anchors (MultiPath, Chai et al. 2019).
+
+    The anchors are going on, braking to a stop and speeding up; the offsets around them are learned.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -187,6 +216,7 @@ class MotionHead(nn.Module):
         self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
         times = torch.from_numpy(config.times_T).float()
         self.register_buffer("times_S", times, persistent=False)
+        self.register_buffer("intentions_F", torch.tensor(INTENTIONS[: self.num_modes]), persistent=False)
         self.context = Mlp(d + c + len(BOX_FIELDS), d, d)
         self.interact = Attention(d, config.num_heads)
         self.feed = FeedForward(d)
@@ -212,10 +242,19 @@ class MotionHead(nn.Module):
         sine = boxes_BO10[..., 6][..., None, None]
         cosine = boxes_BO10[..., 7][..., None, None]
         offset = torch.stack([cosine * along - sine * across, sine * along + cosine * across], -1)
-        drift_BOS2 = boxes_BO10[:, :, None, 8:10] * self.times_S[:, None]
-        positions = boxes_BO10[:, :, None, None, :2] + drift_BOS2[:, :, None] + offset
+        positions = boxes_BO10[:, :, None, None, :2] + self._anchors(boxes_BO10[..., 8:10]) + offset
         log_var = (steps[..., 2:] + 2.0 * self.times_S.log()[:, None]).clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         return tokens, logits, positions, log_var
+
+    def _anchors(self, velocity_BO2: Tensor) -> Tensor:
+        """Way covered under each intention, along the velocity and never backwards: (B, O, F, S, 2) [m]."""
+        speed_BO1 = (velocity_BO2.square().sum(-1, keepdim=True) + 1e-2).sqrt()
+        direction_BO2 = velocity_BO2 / speed_BO1
+        a_F = self.intentions_F
+        stop_BOF = torch.where(a_F < 0.0, speed_BO1 / (-a_F).clamp(min=1e-3), speed_BO1.new_full((), 1e3))
+        t = torch.minimum(self.times_S, stop_BOF[..., None])
+        way_BOFS = speed_BO1[..., None] * t + 0.5 * a_F[:, None] * t * t
+        return way_BOFS[..., None] * direction_BO2[:, :, None, None]
 
 
 class JointNetwork(nn.Module):
@@ -234,6 +273,8 @@ class JointNetwork(nn.Module):
 
     def encode(self, inputs: Tensors) -> Tensor:
         """The part without memory: sensors to BEV features (B, C, Y, X). Training batches it over a clip."""
+        if self.config.blind:
+            inputs = {**inputs, **{name: torch.zeros_like(inputs[name]) for name in VALIDITY}}
         return self.encoder(inputs)
 
     def step(self, bev_BCYX: Tensor, inputs: Tensors, boost_BYX: Tensor | None = None) -> Tensors:
@@ -245,7 +286,7 @@ class JointNetwork(nn.Module):
             boost_BYX: See `DetectionHead`; None outside training.
         Returns:
             The contract's outputs, plus logits that the losses need (`heat_logits`, `query_logits`,
-            `query_centres`, `mode_logits`, `map_logits`).
+            `query_centres`, `mode_logits`, `map_logits`, `plan_logits`).
         """
         cut = torch.Tensor.detach if self.config.interfaces == "detached" else _identity
 
@@ -258,10 +299,10 @@ class JointNetwork(nn.Module):
         heat, maps, query, centres, points, query_logits = self.detection(bev, boost_BYX)
 
         # 3. Tracking: who is who, and tokens that remember.
-        query, track, affinity, expected_velocity = self.associator(
+        query, track, affinity, remembered_motion = self.associator(
             query, points, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
         )
-        query_boxes, query_log_var = self.boxes(query, points, expected_velocity)
+        query_boxes, query_log_var = self.boxes(query, points, *remembered_motion)
 
         # 4. Motion: detections and remembered, now unseen tracks alike have futures.
         track_boxes = torch.where(
@@ -278,7 +319,7 @@ class JointNetwork(nn.Module):
         modes = mode_logits.softmax(-1)
 
         # 5. Planning: proposals in route coordinates, refined and priced.  # gradient: planning -> all
-        plan_sd, plan_costs = self.planner(
+        plan_sd, plan_costs, plan_logits = self.planner(
             bev=cut(bev),
             drivable=cut(maps[:, 0:1]),
             ego_state=inputs["ego_state"],
@@ -301,6 +342,7 @@ class JointNetwork(nn.Module):
             "object_futures_log_var": futures_log_var,
             "plan_sd": plan_sd,
             "plan_costs": plan_costs,
+            "plan_logits": plan_logits,
             "heatmap": heat.sigmoid(),
             "bev_maps": torch.cat([maps[:, :3].sigmoid(), 10.0 * maps[:, 3:]], 1),
             "bev_memory_next": memory_next,

@@ -2,8 +2,10 @@
 
 Scoring a fixed vocabulary follows VADv2 (Chen et al. 2024) and Hydra-MDP (Li et al. 2024); the vocabulary
 here is built from the robot's own speed and offset, in the Frenet frame of the route (Werling et al. 2010),
-so that it always starts where the robot is. All costs but imitation are formulas on predicted quantities,
-differentiable down to the detections.
+so that it always starts where the robot is. Each proposal is scored for how good it is (`imitation`) and for how
+likely it meets somebody (`collision`), both learned from what the expert's prices say of it, as in
+Hydra-MDP's distillation; the latter starts from a formula on the predicted futures, differentiable down to the
+detections. The other costs are formulas.
 
 Legend: B batch, P proposals, S horizon steps, O objects, F futures, R route points, D token width.
 """
@@ -21,6 +23,17 @@ EGO_HALF_LENGTH = 2.3  # [m]
 EGO_HALF_WIDTH = 0.95  # [m]
 EGO_CENTRE = 1.4  # [m] ahead of base_link
 MIN_SPEED_LIMIT = 3.0  # [m/s] keeps the progress cost finite
+REFINEMENT = (2.0, 0.4)  # [m] by which s and d of a proposal may be refined at the horizon
+SURE_OVERLAP = 1e-3  # below this a formula says nothing
+DISCOUNT_S = 4.0  # later collisions cost less, exp(-t / DISCOUNT_S)
+COAST_S = (1.5, 3.5)  # [s] after the horizon at which the robot, coming to a stop, is looked at
+STOPPING = 4.0  # [m/s^2] of it
+BEHIND = 0.1  # of a collision's cost if somebody would run into the robot from behind
+ALONG, SLOW = 0.85, 1.5  # cosine between headings, [m/s]: who is expected to go on as it does
+LATERAL_COMFORT, LATERAL_SLACK = 2.2, 0.4  # [m/s^2] sideways that costs nothing, and the excess that costs 1
+# Of collision, drivable, comfort, progress, route, as `simulation.scoring.Weights` over a temperature of 1;
+# of the first only a part, because what is predicted is never sure.
+EXPERT_WEIGHTS = (12.0, 6.0, 0.12, 3.0, 0.6)
 
 
 class Vocabulary(nn.Module):
@@ -107,10 +120,11 @@ def collision_probability(
     futures_BOFS2: Tensor,
     variances_BOFS2: Tensor,
 ) -> Tensor:
-    """Soft overlap of the robot on each proposal with each future of each object.
+    """Soft overlap of the robot on each proposal with each future of each object, at each step and half-way to it.
 
     In the object's own axes both footprints are boxes; the gap between them, in standard deviations, gives
-    exp(-gap^2 / 2). One at overlap, falling off with distance the faster the surer the prediction.
+    exp(-gap^2 / 2): one at overlap, falling off with distance the faster the surer the prediction. The place
+    half-way from the step before (from now, at the first) is looked at too, lest somebody small is passed through.
 
     Args:
         points_BPS2, tangents_BPS2: Proposals: `base_link` [m] and heading.
@@ -132,20 +146,37 @@ def collision_probability(
     ego_along, ego_across = in_object_axes(centre[:, :, None], *per_object)  # (B, P, O, S)
     cos_rel, sin_rel = in_object_axes(tangents_BPS2[:, :, None], *per_object)
     cos_rel, sin_rel = cos_rel.abs(), sin_rel.abs()
-    its_along, its_across = in_object_axes(futures_BOFS2, sine_BO1[..., None], cosine_BO1[..., None])
+    per_future = (sine_BO1[..., None], cosine_BO1[..., None])
+    its_along, its_across = in_object_axes(futures_BOFS2, *per_future)
     reach_along = (
         0.5 * boxes_BO10[:, None, :, 3:4].exp() + cos_rel * EGO_HALF_LENGTH + sin_rel * EGO_HALF_WIDTH
     )
     reach_across = (
         0.5 * boxes_BO10[:, None, :, 4:5].exp() + sin_rel * EGO_HALF_LENGTH + cos_rel * EGO_HALF_WIDTH
     )
-    along = (ego_along[:, :, :, None] - its_along[:, None]).abs() - reach_along[:, :, :, None]
-    across = (ego_across[:, :, :, None] - its_across[:, None]).abs() - reach_across[:, :, :, None]
-    gap_squared = along.relu().square() + across.relu().square()
+    start_BO12 = centre.new_tensor((EGO_CENTRE, 0.0)) - boxes_BO10[..., None, :2]
+    start_along, start_across = in_object_axes(start_BO12, sine_BO1, cosine_BO1)
+
+    def gaps(ego: Tensor, its: Tensor, start_BO1: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        apart = ego[:, :, :, None] - its[:, None]  # (B, P, O, F, S), signed
+        first = start_BO1[:, None, :, None].expand(*apart.shape[:4], 1)
+        half_way = 0.5 * (torch.cat([first, apart[..., :-1]], -1) + apart)
+        reach = reach[:, :, :, None]
+        return (apart.abs() - reach).relu().square(), (half_way.abs() - reach).relu().square()
+
+    along, half_along = gaps(ego_along, its_along, start_along, reach_along)
+    across, half_across = gaps(ego_across, its_across, start_across, reach_across)
+    gap_squared = torch.minimum(along + across, half_along + half_across)
     # Variances come in base axes; their mean is used for both directions. Beyond 2 m of standard deviation a
     # prediction says nothing about a collision, and a floor keeps the cost smooth.
     variance = variances_BOFS2.mean(-1).clamp(0.09, 4.0)[:, None]
     return (gap_squared * (-0.5 / variance)).exp()
+
+
+def _rows(of_objects: Tensor, index_BH: Tensor) -> Tensor:
+    """Rows (B, H, ...) of (B, O, ...) at indices."""
+    index = index_BH.reshape(*index_BH.shape, *[1] * (of_objects.dim() - 2))
+    return of_objects.gather(1, index.expand(-1, -1, *of_objects.shape[2:]))
 
 
 class Planner(nn.Module):
@@ -158,14 +189,25 @@ class Planner(nn.Module):
         grid = config.bev_grid
         self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
         self.step_s = config.step_s
-        self.register_buffer("times_S", torch.from_numpy(config.times_T).float(), persistent=False)
+        self.num_hazards = min(config.num_hazards, config.num_queries + config.num_memory)
+        times = torch.from_numpy(config.times_T).float()
+        self.register_buffer("times_S", times, persistent=False)
+        # After the horizon the robot comes to a stop; two instants of that are looked at, half as important.
+        coast = torch.tensor(COAST_S)
+        weights = torch.cat([(-times / DISCOUNT_S).exp(), 0.5 * (-(times[-1] + coast) / DISCOUNT_S).exp()])
+        weights[steps:] *= COAST_S[-1] / len(COAST_S) / config.step_s
+        self.register_buffer("coast_S", coast, persistent=False)
+        self.register_buffer("discount_U", weights / weights[:steps].sum(), persistent=False)
+        self.register_buffer("until_UU", torch.ones(len(weights), len(weights)).triu(), persistent=False)
         self.ego = Mlp(len(EGO_FIELDS) + ROUTE_POINTS * 4, d, d)
         self.proposal = Mlp(2 * steps, d, d)
         self.scene = Mlp(c * steps, d, d)
         self.place = Mlp(d + 2 + 4, d, d)
         self.look = Attention(d, config.num_heads)
         self.feed = FeedForward(d)
-        self.score = Mlp(d + 1, d, 1, norm=False)
+        # How much each formula counts at first: as much as for the expert whose prices are distilled.
+        self.trust_K = nn.Parameter(torch.tensor(EXPERT_WEIGHTS).log())
+        self.score = Mlp(d + len(weights) + 6, d, 2)
         self.refine = Mlp(d, d, 2 * steps, norm=True)
 
     def forward(
@@ -181,7 +223,7 @@ class Planner(nn.Module):
         modes: Tensor,
         futures: Tensor,
         futures_log_var: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Propose, refine and price.
 
         Args:
@@ -190,7 +232,8 @@ class Planner(nn.Module):
             objects: (B, O, D) tokens. boxes: (B, O, 10). existence: (B, O). modes: (B, O, F).
             futures, futures_log_var: (B, O, F, S, 2).
         Returns:
-            Proposals (B, P, S, 2) in (s, d) [m] and costs (B, P, 6), columns `COST_TERMS`.
+            Proposals (B, P, S, 2) in (s, d) [m]; costs (B, P, 6), columns `COST_TERMS`; the logits behind
+            `imitation` and `collision` (B, P, 2).
         """
         vocabulary = self.vocabulary(ego_state)
         b, p, steps = vocabulary.shape[:3]
@@ -214,41 +257,103 @@ class Planner(nn.Module):
         offset = self.refine(token).reshape(b, p, steps, 2).tanh() * fraction
         # Proposals that stand still must be able to: s is refined in proportion to what it covers.
         reach = (vocabulary[..., -1:, 0:1] / 10.0).clamp(0.0, 1.0)
-        sd = vocabulary + offset * reach * offset.new_tensor((4.0, 0.8))
-        points, tangents = base_from_route(sd, route)
+        sd = vocabulary + offset * reach * offset.new_tensor(REFINEMENT)
 
-        overlap = collision_probability(points, tangents, boxes, futures, futures_log_var.exp())
-        # The far future counts less: exp(-t / 4 s).
-        discount = (-self.times_S / 4.0).exp()
-        weight_BOFS = (existence[..., None] * modes)[..., None] * (discount / discount.sum())
-        collision = (overlap.flatten(2) @ weight_BOFS.flatten(1)[..., None])[..., 0]
-
-        on_road = sample_bev(drivable, points.reshape(b, p * steps, 2), self.extent).reshape(b, p, steps)
-        # The grid ends somewhere; beyond it nothing is known and nothing is charged.
-        x_min, x_max, y_min, y_max = self.extent
-        seen = (
-            (points[..., 0] > x_min)
-            & (points[..., 0] < x_max)
-            & (points[..., 1] > y_min)
-            & (points[..., 1] < y_max)
-        )
-        off_road = torch.where(seen, (-on_road).sigmoid(), on_road.new_zeros(())).mean(-1)
-
-        logit = self.score(torch.cat([token, collision[..., None]], -1))[..., 0]
-        return sd, torch.stack(
+        # Formulas on what was predicted ...
+        coasting = torch.cat([sd, self._coast(sd)], 2)
+        points, tangents = base_from_route(coasting, route)
+        surest_BH = existence.topk(self.num_hazards, dim=1).indices
+        hazards = [_rows(x, surest_BH) for x in (boxes, existence, modes, futures, futures_log_var)]
+        hits = self._hits(points, tangents, *hazards)
+        # ... where from the first hit on everything is lost: one minus the chance to have got through so far.
+        lost = 1.0 - ((1.0 - hits).log() @ self.until_UU).exp()
+        terms = torch.stack(
             [
-                -logit.log_softmax(-1),
-                collision,
-                off_road,
-                self._discomfort(sd, ego_state),
+                (lost * self.discount_U).sum(-1),
+                self._off_road(points[:, :, :steps], tangents[:, :, :steps], drivable),
+                self._discomfort(sd, tangents[:, :, :steps], ego_state),
                 self._lag(sd, ego_state),
                 sd[..., 1].abs().mean(-1),
             ],
             -1,
         )
+        # ... and what has been learned on top of them.
+        squeezed = torch.cat([terms[..., :1], (terms + SURE_OVERLAP).log() / 3.0], -1)
+        logits = self.score(torch.cat([token, squeezed, (hits + SURE_OVERLAP).log() / 3.0], -1))
+        goodness = logits[..., 0] - (terms * self.trust_K.exp()).sum(-1)
+        risk = logits[..., 1] + (terms[..., 0] + SURE_OVERLAP).log()
+        imitation = -goodness.log_softmax(-1)
+        costs = torch.cat([imitation[..., None], risk.sigmoid()[..., None], terms[..., 1:]], -1)
+        return sd, costs, torch.stack([goodness, risk], -1)
 
-    def _discomfort(self, sd_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
-        """Mean square of acceleration over 2 m/s^2 plus that of jerk over 2 m/s^3, along s and d; (B, P)."""
+    def _coast(self, sd_BPS2: Tensor) -> Tensor:
+        """Where each proposal is while the robot stops after the horizon: (B, P, U - S, 2) [m]."""
+        speed = (sd_BPS2[:, :, -1:, 0] - sd_BPS2[:, :, -2:-1, 0]).relu() / self.step_s
+        t = torch.minimum(self.coast_S, speed / STOPPING)
+        s = sd_BPS2[:, :, -1:, 0] + speed * t - 0.5 * STOPPING * t * t
+        return torch.stack([s, sd_BPS2[:, :, -1:, 1].expand_as(s)], -1)
+
+    def _hits(
+        self,
+        points_BPU2: Tensor,
+        tangents_BPU2: Tensor,
+        boxes_BO10: Tensor,
+        existence_BO: Tensor,
+        modes_BOF: Tensor,
+        futures_BOFS2: Tensor,
+        log_var_BOFS2: Tensor,
+    ) -> Tensor:
+        """Chance of meeting anybody at each instant, (B, P, U): horizon, then coming to a stop."""
+        # After the horizon everybody goes on as at its end.
+        last = futures_BOFS2[:, :, :, -1:]
+        onward = (last - futures_BOFS2[:, :, :, -2:-1]) / self.step_s
+        onwards = last + onward * self.coast_S[:, None]
+        futures = torch.cat([futures_BOFS2, onwards], 3)
+        widest = log_var_BOFS2[:, :, :, -1:].expand(-1, -1, -1, len(self.coast_S), -1)
+        variances = torch.cat([log_var_BOFS2, widest], 3).exp()
+        overlap = collision_probability(points_BPU2, tangents_BPU2, boxes_BO10, futures, variances)
+        # That says something of those who stand or drive along; where others go by then, nobody knows.
+        along_BPO = tangents_BPU2[:, :, -1] @ boxes_BO10[..., 6:8].flip(-1).transpose(1, 2) > ALONG
+        slow_BOF = onward[..., 0, :].square().sum(-1) < SLOW**2
+        known = (along_BPO[..., None] | slow_BOF[:, None])[..., None]
+        steps = futures_BOFS2.shape[3]
+        later = torch.where(known, overlap[..., steps:], overlap.new_zeros(()))
+        overlap = torch.cat([overlap[..., :steps], later], -1)
+        # Who comes from behind on the same way will mind the robot.
+        x, y, cosine = boxes_BO10[..., 0], boxes_BO10[..., 1], boxes_BO10[..., 7]
+        behind_BO = (x < 0.0) & (y.abs() < 2.0) & (cosine > 0.88)
+        weight_BO = existence_BO * torch.where(behind_BO, BEHIND, 1.0)
+        weight_BOF = weight_BO[..., None] * modes_BOF
+        b, p, o, f, u = overlap.shape
+        met = weight_BOF.reshape(b, 1, 1, o * f) @ overlap.reshape(b, p, o * f, u)
+        return met[:, :, 0].clamp(max=0.995)
+
+    def _off_road(self, points_BPS2: Tensor, tangents_BPS2: Tensor, drivable_B1YX: Tensor) -> Tensor:
+        """Share of instants at which a corner of the robot is off the drivable area; (B, P)."""
+        b, p, steps = points_BPS2.shape[:3]
+        normals = torch.stack([-tangents_BPS2[..., 1], tangents_BPS2[..., 0]], -1)
+        corners = torch.stack(
+            [
+                points_BPS2 + along * tangents_BPS2 + across * normals
+                for along in (EGO_CENTRE - EGO_HALF_LENGTH, EGO_CENTRE + EGO_HALF_LENGTH)
+                for across in (-EGO_HALF_WIDTH, EGO_HALF_WIDTH)
+            ],
+            3,
+        )
+        sampled = sample_bev(drivable_B1YX, corners.reshape(b, p * steps * 4, 2), self.extent)
+        off = (-sampled.reshape(b, p, steps, 4)).sigmoid()
+        # The grid ends somewhere; beyond it nothing is known and nothing is charged.
+        x_min, x_max, y_min, y_max = self.extent
+        seen = (
+            (corners[..., 0] > x_min)
+            & (corners[..., 0] < x_max)
+            & (corners[..., 1] > y_min)
+            & (corners[..., 1] < y_max)
+        )
+        return torch.where(seen, off, off.new_zeros(())).amax(-1).mean(-1)
+
+    def _discomfort(self, sd_BPS2: Tensor, tangents_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
+        """As the expert feels it: squares of acceleration and jerk, and what a bend asks for beyond comfort; (B, P)."""
         speed = ego_state_BE[:, EGO_FIELDS.index("speed")]
         heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")]
         offset = ego_state_BE[:, EGO_FIELDS.index("lateral_offset")]
@@ -260,7 +365,14 @@ class Planner(nn.Module):
         velocity = torch.cat([first, (path[:, :, 1:] - path[:, :, :-1]) / self.step_s], 2)
         acceleration = (velocity[:, :, 1:] - velocity[:, :, :-1]) / self.step_s
         jerk = (acceleration[:, :, 1:] - acceleration[:, :, :-1]) / self.step_s
-        return (acceleration / 2.0).square().mean((2, 3)) + (jerk / 2.0).square().mean((2, 3))
+        before, after = tangents_BPS2[:, :, :-1], tangents_BPS2[:, :, 1:]
+        turn = (before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]).abs()
+        sideways = turn * velocity[:, :, 2:, 0] / self.step_s
+        return (
+            (acceleration / 2.0).square().mean((2, 3))
+            + 0.3 * (jerk / 2.0).square().mean((2, 3))
+            + ((sideways - LATERAL_COMFORT).relu() / LATERAL_SLACK).square().mean(2)
+        )
 
     def _lag(self, sd_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
         """Share of the distance at the speed limit that a proposal falls short of or exceeds; (B, P)."""

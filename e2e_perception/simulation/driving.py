@@ -15,10 +15,12 @@ from e2e_perception.core.rig import Rig
 from e2e_perception.core.trajectories import Plan
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.runtime.pipeline import Pipeline
+from e2e_perception.simulation.classical import ClassicalConfig, ClassicalPerception
 from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop, Robot
 from e2e_perception.simulation.degradation import DegradationSchedule
 from e2e_perception.simulation.ego_vehicle import TICK_NS, TICK_S, Command, EgoVehicle
 from e2e_perception.simulation.policies import make_policy
+from e2e_perception.simulation.proposal_planner import MapKnowledge, ProposalPlanner
 from e2e_perception.simulation.sensor_rig import SensorRig
 from e2e_perception.simulation.world import World
 
@@ -101,6 +103,9 @@ def drive_stack(
     degradation: DegradationSchedule | None = None,
     open_loop: bool = False,
     on_result: Callable[[ClosedLoop, FrameResult], None] | None = None,
+    on_tick: Callable[[ClosedLoop], None] | None = None,
+    alter: Callable[[Plan], Plan] | None = None,
+    classical: ClassicalConfig | None = None,
 ) -> EpisodeRecord:
     """An episode driven by the code that runs on the robot, on what its sensors measure.
 
@@ -113,6 +118,9 @@ def drive_stack(
         degradation: What goes wrong with the sensors.
         open_loop: The robot drives as the recording car did; plans are kept and change nothing.
         on_result: Called with every frame's result, before its plan is taken.
+        on_tick: Called after every step of time.
+        alter: What the robot is made to follow in place of a plan.
+        classical: If given, the network only detects, see `simulation.classical`.
     """
     sensors = SensorRig(rig, world.start_ns, world.end_ns, world.seed, degradation)
     robot = Robot(rig.ego_length, rig.ego_width, rig.ego_center_x)
@@ -123,6 +131,9 @@ def drive_stack(
     planning = config.planning.model_copy(update={"speed_limit": world.speed_limit})
     config = config.model_copy(update={"planning": planning})
     pipeline = Pipeline(network, rig, engine, config, bundle_name)
+    if classical is not None:
+        planner = ProposalPlanner(MapKnowledge.of(world), robot.footprint, network=network)
+        pipeline.perception = ClassicalPerception(network, engine, config, planner, classical)
     pipeline.set_route(world.route)
     pipeline.push_odometry(loop.ego)
 
@@ -131,11 +142,14 @@ def drive_stack(
             if on_result is not None:
                 on_result(loop, result)
             if result.plan is not None:
-                loop.take_plan(result.plan, delay_ns=PLAN_DELAY_NS, state=result.health.state)
+                plan = result.plan if alter is None else alter(result.plan)
+                loop.take_plan(plan, delay_ns=PLAN_DELAY_NS, state=result.health.state)
 
     next_idle_ns = world.start_ns + IDLE_NS
     while not loop.over:
         messages = loop.tick()
+        if on_tick is not None:
+            on_tick(loop)
         pipeline.push_odometry(loop.ego)
         try:
             for message in messages:
@@ -154,7 +168,8 @@ def drive_stack(
     health = pipeline.health(loop.now_ns)
     counters = {"frames": health.frames, "plans": health.plans}
     counters |= {f"dropped: {cause}": count for cause, count in sorted(health.drops.items()) if count}
-    return loop.record(f"bundle:{bundle_name}", counters)
+    kind = "bundle" if classical is None else "classical"
+    return loop.record(f"{kind}:{bundle_name}", counters)
 
 
 def _keep_deadlines(pipeline: Pipeline, until_ns: int, take: Callable[[list[FrameResult]], None]) -> None:

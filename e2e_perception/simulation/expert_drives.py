@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from e2e_perception.core.ego_motion import EgoState
+from e2e_perception.core.episodes import EpisodeRecord
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.core.proposals import manoeuvres
+from e2e_perception.core.trajectories import Plan
 from e2e_perception.runtime.plan_checks import EgoFootprint
 from e2e_perception.simulation.closed_loop import ClosedLoop, Robot
+from e2e_perception.simulation.disturbance import Disturbance
 from e2e_perception.simulation.driving import drive_with
 from e2e_perception.simulation.policies import make_policy
 from e2e_perception.simulation.scenario import LABEL_HORIZON_S, Scenario
@@ -23,13 +27,17 @@ PRICING_STEP = 0.25  # [s]
 FAILED_HORIZON_S = 0.3  # [s] after the last frame of a failed drive, so that every sensor can measure
 
 
-def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | None = None) -> Scenario:
+def drive_expert(
+    spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | None = None, disturbed: bool = False
+) -> Scenario:
     """Let the expert drive a scenario and keep the drive.
 
     Args:
         spec: Which one.
         policy: Somebody else to drive, one of `policies.SIMPLE_POLICIES`.
         robot: Outline and actuators.
+        disturbed: Whether it is pushed off its plan now and then, see `Disturbance`; those stretches are no
+            example to imitate.
     Returns:
         The drive. Its last `LABEL_HORIZON_S` are for labels alone, unless it failed. A drive that ended in a
         contact, off the road or short of the goal is kept too, and marked `collided`: it is no example to
@@ -41,14 +49,43 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
     loop = ClosedLoop(world, robot=robot)
     footprint = loop.robot.footprint
     driver = make_policy(policy, world, footprint)
-    record = drive_with(loop, driver.plan, driver.period_ns, policy)
-    num = len(record.ego_T5)
+    push = Disturbance(world.start_ns, world.end_ns, spec.seed) if disturbed else None
+
+    def plan(ego: EgoState) -> Plan | None:
+        found = driver.plan(ego)
+        return found if found is None or push is None else push.altered(found)
+
+    record = drive_with(loop, plan, driver.period_ns, policy)
     failed = not succeeded(record)
     # A failed drive is no example, so its last seconds need no future to imitate.
-    last_s = 0.1 * (num - 1) - (FAILED_HORIZON_S if failed else LABEL_HORIZON_S)
+    spare_s = FAILED_HORIZON_S if failed else LABEL_HORIZON_S
+    return scenario_of(record, world, spare_s=spare_s, failed=failed, push=push)
+
+
+def scenario_of(
+    record: EpisodeRecord,
+    world: TrafficWorld,
+    *,
+    spare_s: float,
+    failed: bool,
+    push: Disturbance | None = None,
+) -> Scenario:
+    """A drive as a `Scenario`, to record clips and bags of.
+
+    Args:
+        record: What happened.
+        world: In which.
+        spare_s: Left at the end for labels alone [s].
+        failed: Whether the drive is no example to imitate.
+        push: What threw the driver off.
+    Raises:
+        InputError: If it ended before there was anything to record.
+    """
+    spec, num = world.spec, len(record.ego_T5)
+    last_s = 0.1 * (num - 1) - spare_s
     if last_s < 1.0:
         raise InputError(
-            f"scenario {spec.name} was over after {0.1 * (num - 1):.1f} s ({policy}: "
+            f"scenario {spec.name} was over after {0.1 * (num - 1):.1f} s ({record.policy}: "
             f"{record.failure or 'contact'}), which is too short to record"
         )
     return Scenario(
@@ -68,7 +105,7 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
         parts=world.cast.parts,
         clutter_C12=world.cast.clutter_C12,
         collided=failed,
-        swerves=(),
+        swerves=() if push is None else tuple(push.pushes),
         difficulty=spec.difficulty,
         present_TN=record.present_TN,
         obstacles_O5=record.obstacles_O5,
@@ -76,7 +113,10 @@ def drive_expert(spec: ScenarioSpec, *, policy: str = "expert", robot: Robot | N
 
 
 class ProposalPricer:
-    """Prices the network's own proposals in a drive, against what everybody really did."""
+    """Prices the network's own proposals in a drive, against what everybody really did.
+
+    A drive that brings prices of its own keeps them: after a contact nobody does what they would have done.
+    """
 
     def __init__(
         self,
@@ -109,6 +149,9 @@ class ProposalPricer:
             InputError: If the scenario does not cover the instant.
         """
         scenario, network = self.scenario, self.network
+        if scenario.prices:
+            unknown = np.full((network.num_plans, len(TERMS)), np.nan, np.float32)
+            return scenario.prices.get(stamp_ns, unknown)
         if stamp_ns + round(network.horizon_steps * network.step_s * 1e9) > scenario.last_ns:
             return np.full((network.num_plans, len(TERMS)), np.nan, np.float32)
         ego = scenario.ego_at(stamp_ns)

@@ -9,6 +9,7 @@
 | `constant-velocity` | its own motion at the start | goes on with the same speed and yaw rate |
 | `stop` | nothing | brakes to a standstill |
 | `bundle:PATH` | what the sensors measure | the stack that runs on the robot |
+| `classical:PATH` | what that stack's network detects | Kalman tracks, then as `ground-truth-planner` |
 """
 
 from __future__ import annotations
@@ -215,4 +216,6 @@ def make_policy(name: str, world: World, footprint: EgoFootprint) -> Policy:
         return ConstantVelocityPolicy(world)
     if name == "stop":
         return StopPolicy()
-    raise InputError(f"unknown policy {name!r}; there are {', '.join(SIMPLE_POLICIES)}, and bundle:PATH")
+    raise InputError(
+        f"unknown policy {name!r}; there are {', '.join(SIMPLE_POLICIES)}, bundle:PATH and classical:PATH"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +45,8 @@ class Scenario:
         difficulty: Of the scenario, None where there is no such thing.
         present_TN: (T, N), who was there; None: everybody, always.
         obstacles_O5: x, y [m], yaw [rad], length, width [m] of clutter that lies on the road, odom frame.
+        prices: By instant [ns], what the proposals of the network's vocabulary would have cost, as the expert saw
+            it there and then, (C, K); empty where that can be told from what everybody did later.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Scenario:
     difficulty: float | None = None
     present_TN: NDArray[np.bool_] | None = None
     obstacles_O5: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5)))
+    prices: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     _cast: Cast = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

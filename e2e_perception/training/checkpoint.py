@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.model.network import JointNetwork
-from e2e_perception.training.config import TrainingConfig
 
 STATE = "checkpoint.safetensors"
+BEST = "best.safetensors"
+WEIGHTS = "weights.safetensors"  # of a bundle
 
 
 @dataclass(frozen=True)
@@ -26,71 +28,108 @@ class Checkpoint:
     """Everything a run needs to go on at the exact step.
 
     Attributes:
-        step: Optimiser steps done.
-        tensors: `model/…`, `average/…`, `optimizer/<index>/<name>`.
-        facts: Training configuration, network, dataset digests.
+        tensors: `model/…`, `average/…`, `optimizer/<index>/<name>`, `balancer/…`.
+        facts: `step`, `progress`, training configuration, network, dataset digests.
     """
 
-    step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.facts["step"])
 
-def save_checkpoint(
-    directory: Path,
-    *,
-    step: int,
-    model: JointNetwork,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: TrainingConfig,
-    dataset_digest: str,
-) -> None:
-    """Write `checkpoint.safetensors` under `directory` in one atomic step."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors.update({f"average/{k}": v for k, v in average.items()})
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
-    facts = {
-        "step": step,
-        "training": config.model_dump(mode="json"),
-        "network": model.config.model_dump(mode="json"),
-        "dataset_digest": dataset_digest,
-    }
-    scratch = directory / f".{STATE}.{os.getpid()}"
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under `name/`, without it."""
+        return {k.removeprefix(name + "/"): v for k, v in self.tensors.items() if k.startswith(name + "/")}
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint file in one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(
         {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
         scratch,
         metadata={"facts": json.dumps(facts, sort_keys=True)},
     )
-    scratch.replace(directory / STATE)
+    scratch.replace(path)
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
+    Args:
+        path: The file, or the directory of a run, whose last checkpoint is meant.
     Raises:
         InputError: If there is none or it is damaged.
     """
-    path = directory / STATE
-    if not path.is_file():
-        raise InputError(f"no checkpoint in {directory}; expected {STATE}, written by `e2e-perception train`")
+    file = path / STATE if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"no checkpoint at {path}; expected {STATE}, written by `e2e-perception train`")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["facts"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
-    return Checkpoint(int(facts["step"]), tensors, facts)
+        raise InputError(f"{file} is not a readable checkpoint: {error}") from error
+    return Checkpoint(tensors, facts)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint, *, averaged: bool = True) -> JointNetwork:
     """The network of a checkpoint, with its averaged weights unless told otherwise."""
     model = JointNetwork(NetworkConfig.model_validate(checkpoint.facts["network"]))
-    prefix = "average/" if averaged else "model/"
-    model.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
-    )
+    model.load_state_dict(checkpoint.part("average" if averaged else "model"))
     return model
+
+
+def first_weights(source: Path, model: JointNetwork) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights to start from: averaged ones of another run, or those of a bundle.
+
+    Args:
+        source: Directory of the run or bundle.
+        model: Freshly made; what has no namesake of the same shape keeps its values.
+    Returns:
+        A whole state, and the names that `source` had nothing for.
+    Raises:
+        InputError: If there is no such thing, or less than half of the parameters fit.
+    """
+    before = (
+        _bundle_weights(source) if (source / WEIGHTS).is_file() else load_checkpoint(source).part("average")
+    )
+    own = model.state_dict()
+    state = {k: before[k] if k in before and before[k].shape == v.shape else v for k, v in own.items()}
+    fresh = [k for k, v in own.items() if k not in before or before[k].shape != v.shape]
+    fitting = sum(v.numel() for k, v in own.items() if k not in fresh)
+    if 2 * fitting < sum(v.numel() for v in own.values()):
+        raise InputError(
+            f"{source} trained another network: only {fitting:,} of {sum(v.numel() for v in own.values()):,} "
+            f"parameters fit size {model.config.size}; start from a run of the same size"
+        )
+    return state, fresh
+
+
+def _bundle_weights(bundle: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(bundle / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{bundle / WEIGHTS} is not readable: {error}") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's moments by `index/name`."""
+    return {
+        f"{index}/{name}": torch.as_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put moments from `optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

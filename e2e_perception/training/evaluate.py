@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,11 +27,9 @@ VALIDITY = ("camera_valid", "lidar_valid", "radar_valid")
 @torch.no_grad()
 def evaluate_open_loop(
     model: JointNetwork,
-    store: ClipStore,
+    clips: Sequence[tuple[ClipStore, int]],
     *,
-    split: str = "validation",
     control: str = "full",
-    max_clips: int | None = None,
     planning: PlanningConfig | None = None,
     batch_clips: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -43,48 +41,46 @@ def evaluate_open_loop(
 
     Args:
         model: The network.
-        store: Clips.
-        split: `train`, `validation` or `all`.
+        clips: Stores and indices in them.
         control: `full`; `no_sensors`: every sensor invalid, the plan sees route and ego state only;
             `shuffled_sensors`: each clip gets another clip's sensor data.
-        max_clips: At most so many clips.
         planning: Weights that choose the plan; None takes the defaults.
         batch_clips: Clips per batch; shuffling happens within a batch.
         progress: Called with (clips done, clips in all).
     Returns:
         Figures by name, see `OpenLoopMetrics`.
     Raises:
-        InputError: If there are no such clips.
+        InputError: If there are no clips.
     """
     assert control in CONTROLS
-    indices = (np.arange(len(store)) if split == "all" else store.indices(split))[:max_clips]
-    if len(indices) == 0:
-        raise InputError(f"{store.path} holds no clips of the split {split!r}")
-    dataset = ClipDataset(store, indices, model.config, seed=0, mirror=False, dropout=None)
+    if len(clips) == 0:
+        raise InputError("no clips to evaluate on; name a split or a dataset that has some")
+    dataset = ClipDataset(clips, model.config)
     times = model.config.times_T
     metrics = OpenLoopMetrics(times)
     weights = (planning or PlanningConfig()).model_dump()
     term_weights = np.array([weights[f"weight_{term}"] for term in COST_TERMS])
     model.eval()
-    for start in range(0, len(indices), batch_clips):
-        clips = [dataset[i] for i in range(start, min(start + batch_clips, len(indices)))]
-        batch = {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
+    for start in range(0, len(dataset), batch_clips):
+        read = [dataset[i] for i in range(start, min(start + batch_clips, len(dataset)))]
+        batch = {name: torch.stack([clip[name] for clip in read]) for name in read[0]}
         if control == "no_sensors":
             batch.update({name: torch.zeros_like(batch[name]) for name in VALIDITY})
         if control == "shuffled_sensors":
-            if len(clips) < 2:
+            if len(read) < 2:
                 continue
             batch.update({name: batch[name].roll(1, 0) for name in SENSOR_INPUTS})
-        frames, _, _, memory_ids = rollout(model, batch, boost=0.0, with_losses=False)
+        result = rollout(model, batch, boost=0.0, with_losses=False)
+        frames, memory_ids = result.frames, result.memory_ids
         arrays = {name: value.numpy() for name, value in batch.items()}
         for t in range(len(frames) // 2, len(frames)):
             outputs = {name: value.numpy() for name, value in frames[t].items()}
-            for b in range(len(clips)):
+            for b in range(len(read)):
                 frame = {name: value[b, t] for name, value in arrays.items()}
                 own = {name: value[b] for name, value in outputs.items()}
                 _add_frame(metrics, own, frame, memory_ids[t][b].numpy(), term_weights, times)
         if progress is not None:
-            progress(min(start + batch_clips, len(indices)), len(indices))
+            progress(min(start + batch_clips, len(dataset)), len(dataset))
     return metrics.summary()
 
 
@@ -116,7 +112,9 @@ def _add_frame(
         )
     truth, valid = frame["ego_future"], frame["ego_future_valid"]
     cost = outputs["plan_costs"] @ term_weights
-    points = base_from_route_coordinates(outputs["plan_sd"][int(cost.argmin())], frame["route"])
+    chosen = int(cost.argmin())
+    metrics.add_prices(frame["plan_costs"], chosen)
+    points = base_from_route_coordinates(outputs["plan_sd"][chosen], frame["route"])
     ego = dict(zip(EGO_FIELDS, frame["ego_state"].tolist(), strict=True))
     turned = ego["yaw_rate"] * times / 2.0
     steady = ego["speed"] * times[:, None] * np.stack([np.cos(turned), np.sin(turned)], -1)

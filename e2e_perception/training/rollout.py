@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.model.losses import frame_losses
@@ -39,6 +40,22 @@ LABELS = (
     "ego_future_valid",
     "maps",
     "maps_valid",
+    "plan_costs",
+)
+PER_OBJECT = ("boxes", "class_ids", "ids", "weights", "present", "futures", "futures_valid")
+# What the losses look at of the outputs of all frames together.
+FOR_LOSSES = (
+    "heat_logits",
+    "query_boxes",
+    "query_log_var",
+    "affinity",
+    "object_futures",
+    "object_futures_log_var",
+    "mode_logits",
+    "map_logits",
+    "plan_sd",
+    "plan_costs",
+    "plan_logits",
 )
 REMEMBER_SCORE = 0.3  # an unmatched detection above this is remembered, as the robot would
 BOOST = 20.0
@@ -61,9 +78,33 @@ class TrackMemory:
     ids_BM: Tensor
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of clips after the network has been over it.
+
+    Attributes:
+        frames: Outputs of `JointNetwork.step` per frame.
+        losses: Scalars by name (`model.losses.LOSSES`), over all frames; empty if not asked for.
+        matches: Per frame, the label slot of each query (B, Q), -1 for none.
+        memory_ids: Per frame, identities of the remembered tracks that went in (B, M).
+        features_BTCYX: What `JointNetwork.encode` made of the sensors.
+    """
+
+    frames: list[dict[str, Tensor]]
+    losses: dict[str, Tensor]
+    matches: list[Tensor]
+    memory_ids: list[Tensor]
+    features_BTCYX: Tensor
+
+
 def rollout(
-    model: JointNetwork, batch: dict[str, Tensor], *, boost: float, with_losses: bool = True
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[Tensor], list[Tensor]]:
+    model: JointNetwork,
+    batch: dict[str, Tensor],
+    *,
+    boost: float,
+    with_losses: bool = True,
+    recompute: bool = False,
+) -> Rollout:
     """Run a batch of clips.
 
     Args:
@@ -71,25 +112,30 @@ def rollout(
         batch: From `ClipDataset`, collated: (B, T, ...).
         boost: 0..1, how strongly true centres are pushed into the queries (early training).
         with_losses: False skips the losses (evaluation).
-    Returns:
-        Outputs per frame; losses averaged over frames; per frame, the label slot of each query (B, Q); per
-        frame, identities of the remembered tracks that went in (B, M).
+        recompute: Save memory: the encoder's activations are computed again in the backward pass (Chen et
+            al. 2016).
     """
     config = model.config
     b, num_frames = batch["images"].shape[:2]
     device = batch["images"].device
-    features = model.encode({k: batch[k].flatten(0, 1) for k in ENCODED_INPUTS})
+    sensors = {k: batch[k].flatten(0, 1) for k in ENCODED_INPUTS}
+    features = checkpoint(model.encode, sensors, use_reentrant=False) if recompute else model.encode(sensors)
     features_BTCYX = features.reshape(b, num_frames, *features.shape[1:])
-    state = model.initial_state(b, device)
+    labels_BT = _labels(batch)
     centres_YX2 = model.detection.centres_G2.reshape(*config.bev_grid.shape, 2)
-    memory_ids = torch.full((b, config.num_memory), -1, dtype=torch.int64, device=device)
+    targets = heat_targets({k: v.flatten(0, 1) for k, v in labels_BT.items()}, config.bev_grid, centres_YX2)
+    boost_BTYX = targets.boost_BYX.unflatten(0, (b, num_frames)) * BOOST * boost if boost > 0 else None
+
+    state = model.initial_state(b, device)
     bev_memory = state["bev_memory"]
-    memory = TrackMemory(state["track_tokens"], state["track_boxes"], state["track_valid"], memory_ids)
-    frames, totals = [], {}
-    all_matches, all_ids = [], []
+    ids = torch.full((b, config.num_memory), -1, dtype=torch.int64, device=device)
+    memory = TrackMemory(state["track_tokens"], state["track_boxes"], state["track_valid"], ids)
+    frames, all_matches, all_ids, all_track_boxes = [], [], [], []
     for t in range(num_frames):
         frame = {k: batch[k][:, t] for k in ("ego_state", "route", "bev_theta", "memory_valid")}
         moved = _move(memory, batch["memory_from_base"][:, t], config.frame_period_s, frame["memory_valid"])
+        if config.memory_frames == 1:
+            frame["memory_valid"] = torch.zeros_like(frame["memory_valid"])
         inputs = {
             **frame,
             "bev_memory": bev_memory,
@@ -97,24 +143,40 @@ def rollout(
             "track_boxes": moved.boxes_BM10,
             "track_valid": moved.valid_BM,
         }
-        labels = {k: batch[k][:, t] for k in LABELS}
-        targets = heat_targets(labels, config.bev_grid, centres_YX2)
-        outputs = model.step(
-            features_BTCYX[:, t], inputs, targets.boost_BYX * BOOST * boost if boost > 0 else None
-        )
-        query_centres = outputs["query_centres"]
-        matches = match_queries(query_centres, labels)
-        if with_losses:
-            for name, value in frame_losses(
-                outputs, inputs, labels, targets, matches, moved.ids_BM, centres_YX2
-            ).items():
-                totals[name] = totals.get(name, 0.0) + value / num_frames
+        outputs = model.step(features_BTCYX[:, t], inputs, None if boost_BTYX is None else boost_BTYX[:, t])
+        labels = {k: v[:, t] for k, v in labels_BT.items()}
+        matches = match_queries(outputs["query_centres"], labels)
         frames.append(outputs)
         all_matches.append(matches)
         all_ids.append(moved.ids_BM)
+        all_track_boxes.append(moved.boxes_BM10)
         memory = _remember(outputs, labels, matches, moved, config.num_memory)
         bev_memory = outputs["bev_memory_next"]
-    return frames, totals, all_matches, all_ids
+
+    losses = {}
+    if with_losses:
+        losses = frame_losses(
+            {name: _together([frame[name] for frame in frames]) for name in FOR_LOSSES},
+            {"track_boxes": _together(all_track_boxes), "route": batch["route"].flatten(0, 1)},
+            {k: v.flatten(0, 1) for k, v in labels_BT.items()},
+            targets,
+            _together(all_matches),
+            _together(all_ids),
+            centres_YX2,
+        )
+    return Rollout(frames, losses, all_matches, all_ids, features_BTCYX)
+
+
+def _together(per_frame: list[Tensor]) -> Tensor:
+    """T tensors (B, ...) as one (B * T, ...); what was computed in half precision is counted in full."""
+    stacked = torch.stack(per_frame, 1).flatten(0, 1)
+    return stacked.float() if stacked.is_floating_point() else stacked
+
+
+def _labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The labels of a batch, without slots that no clip of it uses."""
+    used = int(batch["present"].any(0).any(0).sum())  # slots are filled from the front
+    return {k: batch[k][:, :, : max(used, 1)] if k in PER_OBJECT else batch[k] for k in LABELS}
 
 
 def _move(memory: TrackMemory, memory_from_base_B3: Tensor, dt: float, valid_B1: Tensor) -> TrackMemory:

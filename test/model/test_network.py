@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic import SMALL, synthetic_clip
 
-from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.trajectories import base_from_route_coordinates
 from e2e_perception.data.dataset import clip_arrays
 from e2e_perception.deploy.contract import tensor_contract
@@ -45,8 +45,61 @@ def test_outputs_have_the_shapes_of_the_contract() -> None:
             assert torch.isfinite(outputs[spec.name]).all(), spec.name
 
 
-def test_tiny_has_at_most_two_million_parameters() -> None:
-    assert sum(p.numel() for p in JointNetwork(NetworkConfig()).parameters()) <= 2_000_000
+def test_sizes_grow_and_tiny_has_at_most_two_million_parameters() -> None:
+    counts = {name: sum(p.numel() for p in JointNetwork(size).parameters()) for name, size in SIZES.items()}
+    assert list(counts) == ["nano", "tiny", "small", "base"]
+    assert list(counts.values()) == sorted(counts.values())
+    assert counts["tiny"] <= 2_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["nano", "small", "base"])
+def test_every_size_runs_and_has_a_gradient_everywhere(size: str) -> None:
+    network = SIZES[size]
+    model = JointNetwork(network)
+    outputs = model(frame(network))
+    for spec in tensor_contract(network).outputs:
+        assert tuple(outputs[spec.name].shape) == spec.shape, spec.name
+    sum(value.float().abs().mean() for value in outputs.values()).backward()
+    # All sensors are there, so what stands in for missing ones is not used.
+    without = [n for n, p in model.named_parameters() if p.grad is None and "encoder.no_" not in n]
+    assert without == []
+
+
+def test_the_bev_memory_stays_bounded_however_long_the_robot_stands() -> None:
+    torch.manual_seed(0)
+    memory = JointNetwork(SMALL).eval().memory
+    y, x = SMALL.bev_grid.shape
+    now, state = 3.0 * torch.randn(1, SMALL.bev_channels, y, x), torch.zeros(1, SMALL.bev_channels, y, x)
+    theta, valid = torch.eye(2, 3)[None], torch.ones(1, 1)
+    with torch.no_grad():
+        for _ in range(500):
+            _, state = memory(now, state, theta, valid)
+    assert state.abs().max() <= now.abs().max() + 1.0
+
+
+def test_a_blind_network_sees_nothing_of_what_its_sensors_say() -> None:
+    model = JointNetwork(SMALL.model_copy(update={"blind": True})).eval()
+    first, second = frame(seed=0), frame(seed=1)
+    for name in ("ego_state", "route", "track_tokens", "track_boxes", "bev_theta"):
+        second[name] = first[name]
+    with torch.no_grad():
+        a, b = model(first), model(second)
+    for name in tensor_contract(SMALL).output_names:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_futures_start_from_going_on_braking_to_a_stop_and_speeding_up() -> None:
+    head = JointNetwork(SMALL).motion
+    with torch.no_grad():
+        way = head._anchors(torch.tensor([[[10.0, 0.0], [0.0, -4.0], [0.0, 0.0]]]))[0]  # (O, F, S, 2)
+    times = torch.from_numpy(SMALL.times_T).float()
+    torch.testing.assert_close(way[0, 0, :, 0], 10.0 * times, atol=0.05, rtol=0.01)
+    # From 4 m/s at 2.5 m/s^2: 3.2 m, and no way back.
+    torch.testing.assert_close(way[1, 1, -1], torch.tensor([0.0, -3.2]), atol=0.02, rtol=0.0)
+    assert (way[1, 1, :, 1].diff() <= 1e-5).all()
+    assert way[0, 2, -1, 0] > way[0, 0, -1, 0] + 5.0
+    assert way[2].abs().max() < 1e-5  # who stands has no direction to go in
 
 
 @pytest.mark.parametrize(
@@ -90,13 +143,13 @@ def test_affinity_is_a_distribution_both_ways_and_ignores_padding() -> None:
 def gradient_norm(interfaces: str, source: str, target: str) -> float:
     torch.manual_seed(0)
     model = JointNetwork(SMALL.model_copy(update={"interfaces": interfaces}))
-    _, losses, _, _ = rollout(model, clip_batch(num_frames=2), boost=1.0)
+    losses = rollout(model, clip_batch(num_frames=2), boost=1.0).losses
     parameters = list(getattr(model, target).parameters())
     gradients = torch.autograd.grad(losses[source], parameters, allow_unused=True)
     return float(sum(g.square().sum() for g in gradients if g is not None))
 
 
-@pytest.mark.parametrize("source", ["plan", "motion"])
+@pytest.mark.parametrize("source", ["plan", "plan_risk", "motion"])
 @pytest.mark.parametrize("target", ["encoder", "detection", "associator"])
 def test_planning_and_motion_losses_reach_perception_only_through_differentiable_interfaces(
     source: str, target: str
@@ -122,7 +175,7 @@ def test_gradients_go_back_through_time() -> None:
     model = JointNetwork(SMALL)
     batch = clip_batch(num_frames=3)
     batch["lidar_raster"].requires_grad_()
-    frames, _, _, _ = rollout(model, batch, boost=1.0, with_losses=False)
+    frames = rollout(model, batch, boost=1.0, with_losses=False).frames
     (gradient,) = torch.autograd.grad(frames[-1]["plan_costs"].sum(), batch["lidar_raster"])
     assert gradient[:, 0].abs().sum() > 0.0
 
@@ -181,7 +234,7 @@ def test_one_clip_can_be_overfitted() -> None:
     batch = clip_batch()
     first = last = {}
     for step in range(120):
-        _, losses, _, _ = rollout(model, batch, boost=max(0.0, 1.0 - step / 40))
+        losses = rollout(model, batch, boost=max(0.0, 1.0 - step / 40)).losses
         optimizer.zero_grad()
         torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
         for module in model.children():
@@ -194,6 +247,6 @@ def test_one_clip_can_be_overfitted() -> None:
         ("box", 0.1),
         ("affinity", 0.1),
         ("motion", 0.3),
-        ("plan_offset", 0.4),
+        ("plan_offset", 0.6),
     ):
         assert last[name] < at_most < first[name], (name, first[name], last[name])

@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from synthetic import SMALL, synthetic_clip
 
 from e2e_perception.core.clips import Clip
-from e2e_perception.core.errors import ConfigError, InputError
-from e2e_perception.data.dataset import ClipDataset, Dropout, clip_arrays, mirrored, with_dropout
+from e2e_perception.core.errors import ConfigError, InputError, TrainingError
+from e2e_perception.data.augmentation import Degradations
+from e2e_perception.data.clip_store import ClipStore, ClipWriter
+from e2e_perception.data.dataset import (
+    Augmentation,
+    ClipDataset,
+    Dropout,
+    clip_arrays,
+    mirrored,
+    with_dropout,
+)
+from e2e_perception.model.losses import LOSSES, OBJECTIVES
+from e2e_perception.model.network import JointNetwork
 from e2e_perception.training import config as training_config
-from e2e_perception.training.checkpoint import STATE, load_checkpoint, model_from_checkpoint
-from e2e_perception.training.config import TrainingConfig, load_training_config
+from e2e_perception.training import loop as loop_module
+from e2e_perception.training.checkpoint import STATE, first_weights, load_checkpoint, model_from_checkpoint
+from e2e_perception.training.config import (
+    LOSS_NAMES,
+    LossWeights,
+    OnPolicy,
+    Stage,
+    TrainingConfig,
+    load_training_config,
+)
 from e2e_perception.training.evaluate import evaluate_open_loop
 from e2e_perception.training.loop import train
+from e2e_perception.training.run_log import StepReport
+from e2e_perception.training.schedule import Source, pool
 
 
 class MemoryStore:
     """Clips in memory, with the interface of a clip store."""
 
-    def __init__(self, num_clips: int = 6) -> None:
+    def __init__(self, num_clips: int = 6, *, difficulty: float = 0.0) -> None:
         self.path = Path("memory")
-        self.digest = f"memory-{num_clips}"
+        self.digest = f"memory-{num_clips}-{difficulty}"
         self.clips = [synthetic_clip(seed=i, num_frames=3) for i in range(num_clips)]
+        self.rows = [{"scenario": f"made/{i}@{difficulty}"} for i in range(num_clips)]
 
     def indices(self, split: str) -> np.ndarray:
         return np.arange(len(self.clips)) if split == "train" else np.arange(min(2, len(self.clips)))
@@ -35,93 +64,339 @@ class MemoryStore:
     def read(self, index: int) -> Clip:
         return self.clips[index]
 
+    def all(self) -> list[tuple[Any, int]]:
+        return [(self, i) for i in range(len(self.clips))]
+
 
 @pytest.fixture(autouse=True)
 def small_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(training_config.SIZES, "small_test", SMALL)
 
 
-def run_config(**changes: Any) -> TrainingConfig:
-    values = {"size": "small_test", "steps": 8, "batch_clips": 2, "warmup_steps": 2, "checkpoint_every": 100}
+def stages(*steps: int, **changes: Any) -> list[dict[str, Any]]:
+    return [{"name": f"stage-{i}", "steps": n, "boost": [1.0, 0.0], **changes} for i, n in enumerate(steps)]
+
+
+def run_config(steps: int = 8, **changes: Any) -> TrainingConfig:
+    values = {
+        "size": "small_test",
+        "batch_clips": 2,
+        "warmup_steps": 2,
+        "checkpoint_every": 100,
+        "promotion": {"clips": 2},
+        "stages": stages(steps),
+    }
     return TrainingConfig.model_validate({**values, **changes})
 
 
-def test_stopping_and_resuming_gives_the_same_weights_as_going_through(tmp_path: Path) -> None:
-    store: Any = MemoryStore()
-    train(store, tmp_path / "through", run_config())
-    assert train(store, tmp_path / "resumed", run_config(), stop_after=5) == 5
-    torch.manual_seed(999)  # whatever else the process did in between
-    assert train(store, tmp_path / "resumed", run_config()) == 8
-    through, resumed = (load_checkpoint(tmp_path / name) for name in ("through", "resumed"))
-    assert through.tensors.keys() == resumed.tensors.keys()
-    for name, value in through.tensors.items():
-        assert torch.equal(value, resumed.tensors[name]), name
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "resumed" / "losses.jsonl").read_text().splitlines()
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        assert torch.equal(value, b.tensors[name]), name
+
+
+TWO_STAGES = {
+    "stages": [
+        {"name": "first", "steps": 4, "clip_length": 2, "boost": [1.0, 0.5]},
+        {"name": "second", "steps": 4, "degradation": 0.5, "adversarial": 0.5, "cross_modal": 0.5},
     ]
-    assert steps == list(range(1, 9))
+}
+
+
+@pytest.mark.parametrize("method", ["fixed", "uncertainty", "gradnorm", "pcgrad"])
+def test_stopping_and_resuming_gives_the_same_weights_as_going_through(tmp_path: Path, method: str) -> None:
+    config = run_config(**TWO_STAGES, balancing={"method": method})
+    train([MemoryStore()], tmp_path / "through", config)
+    assert train([MemoryStore()], tmp_path / "resumed", config, stop_after=5) == 5
+    torch.manual_seed(999)  # whatever else the process did in between
+    assert train([MemoryStore()], tmp_path / "resumed", config) == 8
+    assert_same_weights(tmp_path / "through", tmp_path / "resumed")
+    lines = [line for line in log_of(tmp_path / "resumed") if "losses" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["stage"] for line in lines] == ["first"] * 4 + ["second"] * 4
+
+
+def killed_run(out: Path) -> None:
+    """A process that trains until it is killed; at the top level, for `spawn`."""
+    training_config.SIZES["small_test"] = SMALL
+    train([MemoryStore()], out, run_config(40, checkpoint_every=4))
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    config = run_config(40, checkpoint_every=4)
+    torch.set_num_threads(1)
+    process = multiprocessing.get_context("spawn").Process(target=killed_run, args=(tmp_path / "killed",))
+    process.start()
+    deadline = time.monotonic() + 120.0
+    while not (tmp_path / "killed" / STATE).is_file():
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    reached = load_checkpoint(tmp_path / "killed").step
+    assert 4 <= reached < 40
+    train([MemoryStore()], tmp_path / "killed", config)
+    train([MemoryStore()], tmp_path / "through", config)
+    assert_same_weights(tmp_path / "through", tmp_path / "killed")
+    steps = [line["step"] for line in log_of(tmp_path / "killed") if "losses" in line]
+    assert steps == list(range(1, 41)), "the lines after the last checkpoint were written again, once"
+
+
+def test_a_stage_ends_early_once_its_condition_holds_and_waits_for_that_of_the_next(tmp_path: Path) -> None:
+    early = {"name": "early", "steps": 20, "exit": {"loss": "heat", "below": 1e9, "after": 3}}
+    patient = {"name": "patient", "steps": 2, "entry": {"loss": "heat", "below": -1.0}, "entry_wait": 4}
+    done = train([MemoryStore()], tmp_path, run_config(stages=[early, patient]))
+    names = [line["stage"] for line in log_of(tmp_path) if "losses" in line]
+    # `early` may go after 3, but `patient` does not let it; at 20 + 4 the waiting ends. An exit outranks it.
+    assert names == ["early"] * 3 + ["patient"] * 2
+    assert done == 5
+    slow = {"name": "slow", "steps": 3}
+    train([MemoryStore()], tmp_path / "waiting", run_config(stages=[slow, patient]))
+    names = [line["stage"] for line in log_of(tmp_path / "waiting") if "losses" in line]
+    assert names == ["slow"] * 7 + ["patient"] * 2
+
+
+def test_a_leaping_loss_rolls_the_run_back_and_goes_on_with_other_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[StepReport] = []
+    real = loop_module.rollout
+    calls = 0
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = real(*args, **kwargs)
+        if calls == 5:
+            result.losses["heat"] = result.losses["heat"] * torch.nan
+        return result
+
+    monkeypatch.setattr(loop_module, "rollout", poisoned)
+    config = run_config(8, checkpoint_every=3)
+    assert train([MemoryStore()], tmp_path, config, report=seen.append) == 8
+    events = [(report.step, bool(report.event)) for report in seen]
+    # The fifth batch leaps; the run goes back to step 3, and the batches after the fifth follow.
+    assert events == [(1, False), (2, False), (3, False), (4, False), (3, True)] + [
+        (n, False) for n in range(4, 9)
+    ]
+    weights = load_checkpoint(tmp_path).part("model")
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
+def test_a_loss_that_keeps_leaping_ends_the_run_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop_module.rollout
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        result.losses["motion"] = result.losses["motion"] * torch.nan
+        return result
+
+    monkeypatch.setattr(loop_module, "rollout", poisoned)
+    with pytest.raises(TrainingError, match=r"not finite \(motion\) at step 0 .* after 2 rollbacks"):
+        train([MemoryStore()], tmp_path, run_config(guard={"most": 2}))
+
+
+def test_harder_scenarios_wait_for_their_stage(tmp_path: Path) -> None:
+    easy, hard = MemoryStore(2, difficulty=0.2), MemoryStore(3, difficulty=0.8)
+    sources = [Source(easy), Source(hard, repeat=2)]
+    assert len(pool(sources, Stage(name="a", steps=1, difficulty=0.5))) == 2
+    assert len(pool(sources, Stage(name="b", steps=1))) == 2 + 2 * 3
+    with pytest.raises(InputError, match="difficulty of at most 0.1"):
+        pool(sources, Stage(name="c", steps=1, difficulty=0.1))
+
+
+def test_on_policy_stages_train_on_what_the_network_drove(tmp_path: Path) -> None:
+    driven: list[Path] = []
+
+    def collect(model: Any, wanted: OnPolicy, directory: Path) -> Any:
+        assert not model.training
+        if not (directory / "index.parquet").is_file():
+            driven.append(directory)
+            writer = ClipWriter(directory)
+            writer.write("a", replace(synthetic_clip(seed=77, num_frames=3), scenario="made/1"))
+            writer.finish()
+        return ClipStore(directory)
+
+    practise = {"name": "practise", "steps": 4, "on_policy": {"repeat": 3}}
+    config = run_config(stages=[*stages(2), practise])
+    train([MemoryStore()], tmp_path, config, collect=collect, stop_after=4)
+    train([MemoryStore()], tmp_path, config, collect=collect)
+    assert driven == [tmp_path / "on-policy" / "1-practise"], "made once, found again on resume"
+    digests = load_checkpoint(tmp_path).facts["dataset_digests"]
+    assert digests == [MemoryStore().digest, ClipStore(driven[0]).digest]
+    with pytest.raises(InputError, match="nobody to drive"):
+        train([MemoryStore()], tmp_path / "other", config)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path) -> None:
+    train([MemoryStore()], tmp_path, run_config(6, promotion={"every": 2, "clips": 2}))
+    validations = [line["figures"] for line in log_of(tmp_path) if "figures" in line]
+    assert len(validations) == 3
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    promoted = [n for n, figures in enumerate(validations) if figures["promoted"]]
+    assert best.step == 2 * (promoted[-1] + 1)
+    assert best.facts["scores"]["mean"] == max(f["score/mean"] for f in validations if f["promoted"])
+    model_from_checkpoint(best)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    script = tmp_path / "train_small.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}\n"
+        "import os, torch\n"
+        "from pathlib import Path\n"
+        "from test_loop import SMALL, MemoryStore, run_config, training_config, train\n"
+        "import e2e_perception.training.distributed as d\n"
+        "training_config.SIZES['small_test'] = SMALL\n"
+        "kept = {}\n"
+        "real = d.share_buffers\n"
+        "def share(model, world):\n"
+        "    real(model, world)\n"
+        "    kept.update({k: v.detach().clone() for k, v in model.state_dict().items()})\n"
+        "d.share_buffers = share\n"
+        f"out = Path({str(tmp_path)!r}) / 'run'\n"
+        "assert train([MemoryStore()], out, run_config(4)) == 4\n"
+        "from safetensors.torch import save_file\n"
+        f"save_file(kept, {str(tmp_path)!r} + '/rank' + os.environ['RANK'] + '.safetensors')\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0.0, atol=0.0, msg=name)
+    alone = tmp_path / "alone"
+    train([MemoryStore()], alone, run_config(4))
+    weight = "planner.score.0.weight"
+    assert not torch.equal(load_checkpoint(alone).part("model")[weight], first[weight]), "both had a share"
+    assert len([line for line in log_of(tmp_path / "run") if "losses" in line]) == 4, "one process writes"
+
+
+def test_half_precision_and_recomputation_train_too(tmp_path: Path) -> None:
+    seen: list[StepReport] = []
+    train([MemoryStore()], tmp_path, run_config(2, precision="bfloat16"), report=seen.append)
+    assert all(np.isfinite(report.total) for report in seen)
+    plain: list[StepReport] = []
+    train([MemoryStore()], tmp_path / "plain", run_config(2), report=plain.append)
+    recomputed: list[StepReport] = []
+    train([MemoryStore()], tmp_path / "re", run_config(2, recompute=True), report=recomputed.append)
+    assert recomputed[0].total == pytest.approx(plain[0].total, rel=1e-6)
+    assert recomputed[1].total == pytest.approx(plain[1].total, rel=1e-3)
+    assert seen[0].total == pytest.approx(plain[0].total, rel=0.1)
+
+
+def test_curves_go_to_mlflow_and_a_resumed_run_goes_on_in_the_same_one(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path / 'runs.db'}"
+    train([MemoryStore()], tmp_path / "run", run_config(20), stop_after=10, tracking_uri=uri)
+    train([MemoryStore()], tmp_path / "run", run_config(20), tracking_uri=uri)
+    mlflow.set_tracking_uri(uri)
+    runs = mlflow.search_runs(experiment_names=["e2e_perception"], output_format="list")
+    assert len(runs) == 1
+    history = mlflow.MlflowClient().get_metric_history(runs[0].info.run_id, "loss/heat")
+    assert [point.step for point in history] == [10, 20]
+    assert runs[0].data.params["size"] == "small_test"
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
-    store: Any = MemoryStore()
-    train(store, tmp_path / "first", run_config(steps=2))
-    gentle = run_config(steps=1, init=str(tmp_path / "first"), learning_rate=1e-12, warmup_steps=0)
-    train(store, tmp_path / "second", gentle)
+    train([MemoryStore()], tmp_path / "first", run_config(2))
+    gentle = run_config(1, init=str(tmp_path / "first"), learning_rate=1e-12, warmup_steps=0)
+    train([MemoryStore()], tmp_path / "second", gentle)
     first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
-    for name, weight in first.tensors.items():
-        if name.startswith("average/") and "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(second.tensors["model/" + name[8:]], weight, atol=1e-6, rtol=1e-6)
-    with pytest.raises(InputError, match="no checkpoint in"):
-        train(store, tmp_path / "third", run_config(init=str(tmp_path / "absent")))
+    for name, weight in first.part("average").items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(second.part("model")[name], weight, atol=1e-6, rtol=1e-6)
+    with pytest.raises(InputError, match="no checkpoint at"):
+        train([MemoryStore()], tmp_path / "third", run_config(init=str(tmp_path / "absent")))
+
+
+def test_weights_of_another_network_are_no_start_but_those_that_fit_are(tmp_path: Path) -> None:
+    wider = SMALL.model_copy(update={"plan_accelerations": (*SMALL.plan_accelerations, 2.5), "num_modes": 2})
+    training_config.SIZES["wider"] = wider
+    try:
+        train([MemoryStore()], tmp_path / "small", run_config(1))
+        model = JointNetwork(wider)
+        state, fresh = first_weights(tmp_path / "small", model)
+        assert fresh == ["motion.out.3.weight", "motion.out.3.bias"]
+        assert state.keys() == model.state_dict().keys()
+        widths = {
+            "bev_channels": 24,
+            "camera_channels": 24,
+            "token_channels": 48,
+            "coarse_channels": (24, 32),
+        }
+        other = JointNetwork(SMALL.model_copy(update={**widths, "num_heads": 2}))
+        with pytest.raises(InputError, match="parameters fit size small_test"):
+            first_weights(tmp_path / "small", other)
+    finally:
+        del training_config.SIZES["wider"]
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    store: Any = MemoryStore(2)
-    train(store, tmp_path, run_config(steps=2))
+    train([MemoryStore(2)], tmp_path, run_config(2))
     before = (tmp_path / STATE).read_bytes()
-    assert train(store, tmp_path, run_config(steps=2)) == 2
+    assert train([MemoryStore(2)], tmp_path, run_config(2)) == 2
     assert (tmp_path / STATE).read_bytes() == before
 
 
 def test_another_configuration_or_dataset_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    store: Any = MemoryStore(2)
-    train(store, tmp_path, run_config(steps=2))
-    with pytest.raises(InputError, match="another configuration"):
-        train(store, tmp_path, run_config(steps=3))
-    other: Any = MemoryStore(3)
+    train([MemoryStore(2)], tmp_path, run_config(2))
+    with pytest.raises(InputError, match=r"another configuration \(stages\)"):
+        train([MemoryStore(2)], tmp_path, run_config(3))
     with pytest.raises(InputError, match="another dataset digest"):
-        train(other, tmp_path, run_config(steps=2))
+        train([MemoryStore(3)], tmp_path, run_config(2))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    store: Any = MemoryStore(2)
-    train(store, tmp_path, run_config(steps=1))
+    train([MemoryStore(2)], tmp_path, run_config(1))
     (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:1000])
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="no checkpoint in"):
+    with pytest.raises(InputError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "nothing")
 
 
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:
-    store: Any = MemoryStore(0)
     with pytest.raises(InputError, match="no clips of the split `train`"):
-        train(store, tmp_path, run_config())
+        train([MemoryStore(0)], tmp_path / "run", run_config())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_training_improves_the_figures_of_the_evaluation(tmp_path: Path) -> None:
-    store: Any = MemoryStore(4)
-    train(store, tmp_path, run_config(steps=120, batch_clips=4, ema=0.9, sensor_dropout=False))
+    store = MemoryStore(4)
+    settings = {"batch_clips": 4, "ema": 0.9, "stages": stages(150, dropout=0.0)}
+    train([store], tmp_path, run_config(**settings))
     trained = model_from_checkpoint(load_checkpoint(tmp_path))
     torch.manual_seed(0)
     untrained = type(trained)(SMALL)
-    before = evaluate_open_loop(untrained, store, split="train")
-    after = evaluate_open_loop(trained, store, split="train")
+    before = evaluate_open_loop(untrained, store.all())
+    after = evaluate_open_loop(trained, store.all())
     assert after["f1"] > max(0.8, before["f1"])
     assert after["association_accuracy"] > 0.9
     assert after["plan_l2_3s_m"] < before["plan_l2_3s_m"]
-    blind = evaluate_open_loop(trained, store, split="train", control="no_sensors")
+    blind = evaluate_open_loop(trained, store.all(), control="no_sensors")
     assert blind["recall"] < after["recall"]
 
 
@@ -159,29 +434,60 @@ def test_dropout_never_leaves_the_network_without_lidar_and_without_cameras() ->
 
 
 def test_the_same_index_gives_the_same_augmentation_and_the_next_epoch_another() -> None:
-    store: Any = MemoryStore(2)
-    dataset = ClipDataset(store, np.arange(2), SMALL, seed=1, mirror=True, dropout=Dropout(radar=0.5))
+    augmentation = Augmentation(mirror=True, dropout=Dropout(radar=0.5), degradations=Degradations())
+    dataset = ClipDataset(MemoryStore(2).all(), SMALL, seed=1, augmentation=augmentation)
     first, again = dataset[0], dataset[0]
     for name, value in first.items():
-        assert torch.equal(value, again[name]), name
+        torch.testing.assert_close(value, again[name], rtol=0.0, atol=0.0, equal_nan=True, msg=name)
     epochs = [dataset[2 * i] for i in range(12)]
     sides = {float(e["boxes"][0, 1, 1]) > 0 for e in epochs}
     assert sides == {True, False}
 
 
+def test_a_stretch_of_a_clip_begins_without_memory() -> None:
+    dataset = ClipDataset(MemoryStore(1).all(), SMALL, augmentation=Augmentation(clip_length=2))
+    whole = ClipDataset(MemoryStore(1).all(), SMALL)[0]
+    starts = set()
+    for epoch in range(8):
+        clip = dataset[epoch]
+        assert len(clip["boxes"]) == 2
+        assert clip["memory_valid"][:, 0].tolist() == [0.0, 1.0]
+        starts |= {t for t in (0, 1) if torch.equal(clip["boxes"][0], whole["boxes"][t])}
+    assert starts == {0, 1}
+
+
+def test_the_names_of_the_losses_are_the_same_everywhere() -> None:
+    assert tuple(LOSSES) == LOSS_NAMES == tuple(LossWeights.model_fields)
+    assert {loss.objective for loss in LOSSES.values()} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    config = load_training_config(name)
+    assert config.size == name
+    assert config.network.size == name
+
+
 def test_a_training_configuration_names_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("steps: 10\nweights: {heat: 2.0}\n")
+    stage = "stages: [{name: a, steps: 10}]\n"
+    path.write_text(stage + "weights: {heat: 2.0}\n")
     assert load_training_config(path).weights.heat == 2.0
     for text, message in (
         ("stepz: 10", "stepz: Extra inputs are not permitted"),
-        ("steps: -1", "steps: Input should be greater than 0"),
-        ("steps: [", "is not valid YAML"),
+        ("stages: [{name: a, steps: -1}]", "stages.0.steps: Input should be greater than 0"),
+        ("stages: []", "stages: Tuple should have at least 1 item"),
+        ("stages: [{name: a, steps: 1, losses: {heet: 1}}]", "unknown losses heet"),
+        ("stages: [{name: a, steps: 1, exit: {loss: heet, below: 1}}]", "unknown loss 'heet'"),
+        ("stages: [{name: a, steps: 1}, {name: a, steps: 1}]", "stages need different names"),
+        ("stages: [{name: a, steps: 1, on_policy: {}}]", "cannot drive"),
+        ("stages: [", "is not valid YAML"),
+        ("- 1", "expected a mapping"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_training_config(path)
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="no training configuration"):
         load_training_config(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="unknown network size 'huge'"):
         _ = run_config(size="huge").network

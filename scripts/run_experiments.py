@@ -1,0 +1,325 @@
+"""Run an experiment file: clips, trainings, bundles, evaluations, comparisons; resumable, without ROS.
+
+    python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
+
+Every step is a command that leaves something behind; what is there already is not done again, and a training goes on
+where it stopped. Steps that do not wait for each other run side by side, each on one thread. At the end
+OUT/results.json holds every figure, and OUT/results.md the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from e2e_perception.cli.console import log
+from e2e_perception.core.errors import ConfigError, E2EPerceptionError
+from e2e_perception.core.named_files import offending_keys, read_named
+
+FOLDER = "experiments"
+CLI = [sys.executable, "-m", "e2e_perception.cli"]
+LATENCY_FRAMES = 40
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Frozen):
+    """Clips to train on."""
+
+    name: str
+    suite: str = "train"
+    part: str = "1/1"
+    disturb: bool = False
+
+
+class Runs(_Frozen):
+    """Trainings that differ in nothing but their seed."""
+
+    group: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seeds: tuple[int, ...]
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="Settings that differ from the configuration."
+    )
+    drive: bool = Field(True, description="Whether it is driven in closed loop.")
+
+
+class Comparison(_Frozen):
+    """Two groups, compared in pairs."""
+
+    groups: tuple[str, str]
+    mission: str = "balanced"
+
+
+class Experiment(_Frozen):
+    """What is trained and measured."""
+
+    config: str
+    rig: str = "tiny"
+    datasets: tuple[Data, ...]
+    clip_length: int = 10
+    stride_s: float = 1.5
+    runs: tuple[Runs, ...]
+    perception: str = Field("validation", description="Suite on which perception is measured.")
+    drives: tuple[str, ...] = ("test", "critical")
+    controls: tuple[str, ...] = Field((), description="Policies without a network.")
+    classical: str | None = Field(None, description="Run whose detections the classical pipeline gets.")
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass
+class Step:
+    """One thing to do.
+
+    Attributes:
+        name: For logs and dependencies.
+        kind: `clips`, `train`, `export`, `evaluate`, `drive` or `compare`, for `--only`.
+        makes: What is there afterwards; a step whose product is there is done.
+        run: Does it.
+        after: Names of steps that have to be done first.
+    """
+
+    name: str
+    kind: str
+    makes: Path
+    run: Callable[[], None]
+    after: tuple[str, ...] = ()
+    seconds: float = field(default=0.0)
+
+
+def load(path_or_name: str) -> Experiment:
+    """Read an experiment file, or a shipped one by its name.
+
+    Raises:
+        ConfigError: If it is missing or says something unknown.
+    """
+    path, document = read_named(path_or_name, what="experiment", folder=FOLDER, expected="a mapping")
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(offending_keys(error, 'experiment'))}") from error
+
+
+def command(arguments: Sequence[str | Path], out: Path, name: str) -> None:
+    """Run one of our commands on one thread, its words in OUT/logs/NAME.log.
+
+    Raises:
+        ConfigError: If it fails.
+    """
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (out / "logs" / f"{name.replace('/', '-')}.log").open("a", encoding="utf-8") as words:
+        answer = subprocess.run(
+            [*CLI, *map(str, arguments)], stdout=words, stderr=words, env=environment, check=False
+        )
+    if answer.returncode != 0:
+        raise ConfigError(f"{name} ended with exit code {answer.returncode}; see {words.name}")
+
+
+def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
+    """Everything there is to do, in an order that respects what waits for what."""
+    steps: list[Step] = []
+
+    def add(
+        name: str, kind: str, makes: Path, arguments: Sequence[str | Path], after: Sequence[str] = ()
+    ) -> None:
+        steps.append(Step(name, kind, makes, lambda: command(arguments, out, name), tuple(after)))
+
+    for data in experiment.datasets:
+        arguments: list[str | Path] = ["simulate", "--format", "clips", "--out", out / "clips" / data.name]
+        arguments += ["--suite", data.suite, "--part", data.part, "--rig", experiment.rig]
+        arguments += ["--clip-length", str(experiment.clip_length), "--stride", str(experiment.stride_s)]
+        arguments += ["--workers", "1", "--json", *(["--disturb"] if data.disturb else [])]
+        add(f"clips/{data.name}", "clips", out / "clips" / data.name / "index.parquet", arguments)
+    clips = [f"clips/{data.name}" for data in experiment.datasets]
+
+    for runs in experiment.runs:
+        for seed in runs.seeds:
+            label = f"{runs.group}-{seed}"
+            run, bundle, evaluation = (out / room / label for room in ("runs", "bundles", "evaluations"))
+            arguments = ["train", "--out", run, "--config", experiment.config, "--device", device]
+            arguments += ["--rig", experiment.rig, "--drivers", "1", "--tracking", "none", "--json"]
+            for data in experiment.datasets:
+                arguments += ["--data", out / "clips" / data.name]
+            for key, value in {"seed": seed, "threads": 1, **runs.set}.items():
+                arguments += ["--set", f"{key}={json.dumps(value)}"]
+            add(f"train/{label}", "train", run / "best.safetensors", arguments, clips)
+            steps[-1].makes = run / "done"
+            steps[-1].run = _and_mark(steps[-1].run, run / "done")
+            add(f"export/{label}", "export", bundle / "bundle.json",
+                ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
+                [f"train/{label}"])  # fmt: skip
+            steps.append(
+                Step(
+                    f"facts/{label}",
+                    "evaluate",
+                    evaluation / "facts.json",
+                    lambda bundle=bundle, evaluation=evaluation, group=runs.group, seed=seed: write_facts(
+                        bundle, evaluation, group, seed
+                    ),
+                    (f"export/{label}",),
+                )
+            )
+            add(f"evaluate/{label}", "evaluate", evaluation / "perception.json",
+                ["evaluate", bundle, "--suite", experiment.perception, "--workers", "1", "--out", evaluation, "--json"],
+                [f"export/{label}"])  # fmt: skip
+            for suite in experiment.drives if runs.drive else ():
+                add(f"drive/{suite}/{label}", "drive", evaluation / f"drive-{suite}" / "summary.json",
+                    ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--rig", experiment.rig, "--views", "none",
+                     "--workers", "1", "--out", evaluation / f"drive-{suite}", "--json"],
+                    [f"export/{label}"])  # fmt: skip
+    policies = [(name, name, ()) for name in experiment.controls]
+    if experiment.classical is not None:
+        bundle = out / "bundles" / experiment.classical
+        policies.append(("classical", f"classical:{bundle}", (f"export/{experiment.classical}",)))
+    for label, policy, after in policies:
+        for suite in experiment.drives:
+            directory = out / "controls" / label / f"drive-{suite}"
+            add(f"drive/{suite}/{label}", "drive", directory / "summary.json",
+                ["drive", "--suite", suite, "--policy", policy, "--views", "none", "--workers", "1", "--out", directory,
+                 "--json", *(["--rig", experiment.rig] if label == "classical" else [])],
+                after)  # fmt: skip
+    measured = [step.name for step in steps if step.kind in ("evaluate", "drive")]
+    for comparison in experiment.comparisons:
+        first, second = comparison.groups
+        seeds = {runs.group: runs.seeds for runs in experiment.runs}
+        directories = [
+            [out / "evaluations" / f"{group}-{seed}" for seed in seeds[group]] for group in (first, second)
+        ]
+        directory = out / "comparisons" / f"{first}-against-{second}"
+        add(f"compare/{first}-{second}", "compare", directory / "comparison.json",
+            ["compare", *directories[0], *(part for d in directories[1] for part in ("--against", d)),
+             "--mission", comparison.mission, "--out", directory, "--json"],
+            measured)  # fmt: skip
+    return steps
+
+
+def _and_mark(run: Callable[[], None], mark: Path) -> Callable[[], None]:
+    """A training has files long before it is done."""
+
+    def both() -> None:
+        run()
+        mark.touch()
+
+    return both
+
+
+def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
+    """What is known of a network besides its figures: size, data, and how long a frame takes on one thread."""
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.export import random_inputs
+
+    opened = load_bundle(bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    engine = create_engine(opened, "onnxruntime", num_threads=1)
+    inputs = random_inputs(opened.network, np.random.default_rng(0))
+    taken = []
+    for _ in range(LATENCY_FRAMES):
+        started = time.perf_counter()
+        engine.infer(inputs)
+        taken.append(1e3 * (time.perf_counter() - started))
+    facts = {
+        "label": f"{group}-{seed}",
+        "group": group,
+        "seed": seed,
+        # The least of many: what else this machine does cannot make it faster.
+        "latency_ms": round(min(taken), 2),
+        "parameters": manifest["num_parameters"],
+        "bundle_digest": opened.digest,
+        "dataset_digests": manifest["provenance"]["dataset_digests"],
+        "commit": manifest["provenance"]["git_commit"],
+    }
+    evaluation.mkdir(parents=True, exist_ok=True)
+    (evaluation / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def work_off(steps: Sequence[Step], jobs: int) -> list[str]:
+    """Do all steps, several side by side; one that fails does not stop those that do not need it.
+
+    Returns:
+        Names of the steps that failed or could not begin.
+    """
+    waiting = [step for step in steps if not step.makes.exists()]
+    done = {step.name for step in steps} - {step.name for step in waiting}
+    known = {step.name for step in steps}
+    failed: list[str] = []
+    running: dict[Future[None], Step] = {}
+    lock = threading.Lock()
+
+    def timed(step: Step) -> None:
+        started = time.perf_counter()
+        step.run()
+        step.seconds = time.perf_counter() - started
+
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            for step in list(waiting):
+                needs = [name for name in step.after if name in known]
+                if any(name in failed for name in needs):
+                    waiting.remove(step)
+                    failed.append(step.name)
+                elif len(running) < jobs and all(name in done for name in needs):
+                    waiting.remove(step)
+                    log(f"{step.name} …")
+                    running[pool.submit(timed, step)] = step
+            if not running:
+                failed += [step.name for step in waiting]
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                error = future.exception()
+                with lock:
+                    if error is None:
+                        done.add(step.name)
+                        log(f"{step.name}: done in {step.seconds / 60.0:.1f} min")
+                    else:
+                        failed.append(step.name)
+                        log(f"{step.name}: {error}")
+    return failed
+
+
+def main() -> int:
+    """Parse, work off, collect."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("experiment", help="experiment file, or the name of a shipped one")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="steps side by side")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", nargs="+", help="kinds of steps, or beginnings of their names")
+    parser.add_argument("--dry-run", action="store_true", help="say what is left to do")
+    options = parser.parse_args()
+    try:
+        experiment = load(options.experiment)
+        steps = steps_of(experiment, options.out, options.device)
+        if options.only:
+            steps = [s for s in steps if s.kind in options.only or s.name.startswith(tuple(options.only))]
+        if options.dry_run:
+            for step in steps:
+                print(f"{'done' if step.makes.exists() else 'todo'}  {step.name}")
+            return 0
+        failed = work_off(steps, options.jobs)
+    except E2EPerceptionError as error:
+        log(f"error: {error}")
+        return 2
+    for name in failed:
+        log(f"not done: {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
