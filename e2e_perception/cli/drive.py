@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Named here too, so that `--help` needs no simulator; a test compares them.
 POLICIES = ("expert", "ground-truth-planner", "idm", "blind", "constant-velocity", "stop")
-BUNDLE = "bundle:"
+BUNDLE, CLASSICAL = "bundle:", "classical:"  # what has sensors and an engine
 
 
 class Views(str, Enum):
@@ -48,7 +48,9 @@ def drive(
     policy: Annotated[
         str,
         typer.Option(
-            help=f"{', '.join(POLICIES)}, or `{BUNDLE}PATH` (or a shipped bundle's name).", show_default=False
+            help=f"{', '.join(POLICIES)}, or `{BUNDLE}PATH` (or a shipped bundle's name), or "
+            f"`{CLASSICAL}PATH`: the bundle only detects, a Kalman filter tracks, and rules plan.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -90,6 +92,10 @@ def drive(
             show_default=False,
         ),
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of --degrade's strengths, more than 0 and at most 1.", show_default=False),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many episodes.", show_default=False)
     ] = None,
@@ -121,6 +127,8 @@ def drive(
         for_logs={"open-loop": open_loop, "reactive": reactive, f"rig {OWN_RIG}": rig == OWN_RIG},
         for_bundles={"degrade": degrade, "backend": backend, "params": params},
     )
+    if strength is not None and degrade is None:
+        raise ConfigError(f"--strength {strength:g} is a share of --degrade's strengths; name a degradation")
     from e2e_perception.cli.drive_results import print_results, refuse_foreign, summarized, write_results
     from e2e_perception.simulation.degradation import load_degradation
     from e2e_perception.simulation.suites import load_suite
@@ -134,9 +142,12 @@ def drive(
         "loop": "open" if open_loop else "closed",
     }
     asked = degrade or (None if the_suite is None else the_suite.degradation)
-    if policy.startswith(BUNDLE):
-        config = stack_config(params, given_parameters(bundle=policy.removeprefix(BUNDLE), backend=backend))
-        template, more = _with_stack(worlds[0], config, rig, asked)
+    kind, has_stack, bundle = policy.partition(":")
+    if has_stack:
+        config = stack_config(params, given_parameters(bundle=bundle, backend=backend))
+        template, more = _with_stack(
+            kind, worlds[0], config, rig, asked, 1.0 if strength is None else strength
+        )
         facts |= more
     else:
         the_rig = None if rig in (None, OWN_RIG) else find_rig(str(rig))
@@ -182,10 +193,12 @@ def _check_options(
         raise ConfigError(
             "--open-loop and --reactive: nobody reacts to a robot that follows the recording; leave one out"
         )
-    if policy.startswith(BUNDLE):
+    if policy.startswith((BUNDLE, CLASSICAL)):
         return
     if policy not in POLICIES:
-        raise ConfigError(f"unknown policy {policy!r}; there are {', '.join(POLICIES)}, and {BUNDLE}PATH")
+        raise ConfigError(
+            f"unknown policy {policy!r}; there are {', '.join(POLICIES)}, {BUNDLE}PATH and {CLASSICAL}PATH"
+        )
     useless = [f"--{name}" for name, value in for_bundles.items() if value is not None]
     if useless:
         raise ConfigError(
@@ -217,9 +230,16 @@ def _worlds(
 
 
 def _with_stack(
-    world: ScenarioSpec | LogDrive, config: StackConfig, rig: str | None, degradation: str | None
+    kind: str,
+    world: ScenarioSpec | LogDrive,
+    config: StackConfig,
+    rig: str | None,
+    degradation: str | None,
+    strength: float,
 ) -> tuple[Task, dict[str, Any]]:
-    """A task for the stack, and facts for the summary; all that could be refused is refused here.
+    """A task for the stack, `bundle` or `classical`, and facts for the summary.
+
+    All that could be refused is refused here.
 
     Raises:
         E2EPerceptionError: If bundle, backend, rig or degradation cannot be used.
@@ -230,7 +250,7 @@ def _with_stack(
     from e2e_perception.simulation.degradation import load_degradation
 
     bundle = load_bundle(config.engine.bundle)
-    schedule = None if degradation is None else load_degradation(degradation)
+    schedule = None if degradation is None else load_degradation(degradation).scaled(strength)
     engine = create_engine(bundle, config.engine.backend, num_threads=1)
     name = named_rig(config, rig)
     the_rig = None
@@ -243,10 +263,11 @@ def _with_stack(
         "backend": str(engine.info),
         "rig": OWN_RIG if the_rig is None else the_rig.name,
         "degradation": None if schedule is None else schedule.name,
+        "strength": None if schedule is None else strength,
     }
     engine.close()
-    stack = Stack(str(bundle.path.resolve()), config, schedule)
-    return Task(world, f"{BUNDLE}{bundle}", "", the_rig, stack), facts
+    stack = Stack(str(bundle.path.resolve()), config, schedule, is_classical=f"{kind}:" == CLASSICAL)
+    return Task(world, f"{kind}:{bundle}", "", the_rig, stack), facts
 
 
 def _bundle_rig(bundle: Bundle) -> Rig:

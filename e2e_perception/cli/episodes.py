@@ -53,11 +53,12 @@ class LogDrive:
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack that drives, for `bundle:PATH`."""
+    """The stack that drives, for `bundle:PATH`, or `classical:PATH`: then the network only detects."""
 
     bundle: str
     config: StackConfig
     degradation: DegradationSchedule | None
+    is_classical: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ class Task:
 
     Attributes:
         world: What is made into a world.
-        policy: One of `SIMPLE_POLICIES`, or `bundle:NAME DIGEST`, as records name it.
+        policy: One of `SIMPLE_POLICIES`, or `bundle:NAME DIGEST` or `classical:NAME DIGEST`, as records
+            name it.
         views: `failures`, `all` or `none`.
         rig: The robot; None: a car of the usual size without sensors, or `LogDrive.own_rig`.
-        stack: For `bundle:`, else None.
+        stack: For `bundle:` and `classical:`, else None.
     """
 
     world: ScenarioSpec | LogDrive
@@ -148,6 +150,7 @@ def not_driven(task: Task, why: str) -> Outcome:
 
 
 def _drive(task: Task) -> tuple[EpisodeRecord, dict[str, float | int] | None]:
+    from e2e_perception.simulation.classical import ClassicalConfig
     from e2e_perception.simulation.closed_loop import Robot
     from e2e_perception.simulation.driving import drive_policy, drive_stack
 
@@ -176,6 +179,7 @@ def _drive(task: Task) -> tuple[EpisodeRecord, dict[str, float | int] | None]:
             degradation=task.stack.degradation,
             open_loop=open_loop,
             on_result=lambda _, result: results.append(result),
+            classical=ClassicalConfig() if task.stack.is_classical else None,
         )
     if not open_loop:
         return record, None

@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 import e2e_perception
-from e2e_perception.cli import bundle, demo, doctor, drive, evaluate, export, replay, run, simulate, train
+from e2e_perception.cli import (
+    bundle,
+    compare,
+    demo,
+    doctor,
+    drive,
+    evaluate,
+    export,
+    pareto,
+    replay,
+    run,
+    simulate,
+    track,
+    train,
+)
 from e2e_perception.cli.console import emit_json, forget_emitted_json, json_was_emitted, log
 from e2e_perception.core.errors import E2EPerceptionError
 
@@ -43,7 +57,7 @@ def _common(
     pass
 
 
-for _module in (doctor, demo, replay, run, simulate, drive, train, export, evaluate):
+for _module in (doctor, demo, replay, run, simulate, drive, track, train, export, evaluate, compare, pareto):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
 app.add_typer(bundle.app, name="bundle")

@@ -17,6 +17,8 @@ from scipy.optimize import linear_sum_assignment
 
 MATCH_DISTANCE = 2.0  # [m] between centres, as in the nuScenes detection task (Caesar et al. 2020)
 SCORE_THRESHOLD = 0.3
+MAX_REGRET = 10.0  # of the expert's prices; a proposal that collides costs up to 200
+COLLIDES = 5.0  # price of collision above which it is more than coming near
 
 
 class OpenLoopMetrics:
@@ -135,6 +137,23 @@ class OpenLoopMetrics:
                 self._add(f"{name}_l2_{horizon:.0f}s_m", float(error[k]))
         if overlap_S is not None:
             self._add(f"{name}_collision_rate", float(overlap_S[self.times_S <= 3.0].any()))
+
+    def add_prices(self, prices_PK: NDArray[np.floating], chosen: int) -> None:
+        """What the chosen proposal costs more than the best one, by the expert's prices (no price: nothing).
+
+        `plan_regret` is cut at `MAX_REGRET`; `plan_avoidable_collision` is the share of frames in which the
+        chosen proposal collides and another one does not.
+
+        Args:
+            prices_PK: Weighted, collision first; NaN where unknown.
+            chosen: Which proposal.
+        """
+        if not np.isfinite(prices_PK).all():
+            return
+        totals_P = prices_PK.sum(1)
+        self._add("plan_regret", float(min(totals_P[chosen] - totals_P.min(), MAX_REGRET)))
+        collides_P = prices_PK[:, 0] > COLLIDES
+        self._add("plan_avoidable_collision", float(collides_P[chosen] and not collides_P.all()))
 
     def summary(self) -> dict[str, float]:
         """Means of everything added, average precision and F1 included."""

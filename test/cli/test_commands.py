@@ -163,7 +163,7 @@ def test_training_refuses_unknown_settings_and_missing_data(
     arguments = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main([*arguments, "--set", "weights.happiness=3"]) == 2
     assert "unknown setting 'weights.happiness'" in sentence_of(capsys)
-    assert main([*arguments, "--set", "steps=["]) == 2
+    assert main([*arguments, "--set", "threads=["]) == 2
     assert "not valid YAML" in sentence_of(capsys)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -171,8 +171,8 @@ def test_training_refuses_unknown_settings_and_missing_data(
     assert "not valid YAML" in sentence_of(capsys)
     assert main([*arguments, "--device", "tpu"]) == 2
     assert "expected cpu or cuda" in sentence_of(capsys)
-    assert main([*arguments, "--set", "steps=-1"]) == 2
-    assert "steps" in sentence_of(capsys)
+    assert main([*arguments, "--set", "threads=-1"]) == 2
+    assert "threads" in sentence_of(capsys)
     assert main(arguments) == 2
     assert "is not a dataset of clips" in sentence_of(capsys)
 

@@ -167,7 +167,8 @@ def test_a_bundle_drives_with_its_own_rig_the_same_in_every_worker(
     logs = [write_log(tmp_path / name, ego=straight(0.0, speed=8.0), seconds=3.0) for name in ("one", "two")]
     rows = []
     for workers in ("1", "2"):
-        arguments = ["drive", "--policy", "bundle:tiny", "--degrade", "fog", "--workers", workers, "--json"]
+        arguments = ["drive", "--policy", "bundle:tiny", "--degrade", "fog", "--strength", "0.5"]
+        arguments += ["--workers", workers, "--json"]
         arguments += [text for log in logs for text in ("--log", str(log))]
         assert main([*arguments, "--out", str(tmp_path / workers)]) == 0
         summary = json.loads(capsys.readouterr().out)
@@ -175,7 +176,8 @@ def test_a_bundle_drives_with_its_own_rig_the_same_in_every_worker(
 
     assert rows[0] == rows[1]
     assert re.fullmatch(r"bundle:tiny [0-9a-f]{12}", summary["policy"])
-    assert (summary["episodes"], summary["rig"], summary["degradation"]) == (2, "tiny", "fog")
+    assert (summary["episodes"], summary["rig"]) == (2, "tiny")
+    assert (summary["degradation"], summary["strength"]) == ("fog", 0.5)
     assert summary["policy_failure_rate"] == 0.0
     assert summary["backend"].startswith("onnxruntime")
 
@@ -360,6 +362,9 @@ TINY = ["--policy", "bundle:tiny"]
         (["--suite", "smoke", "--policy", "bundle:{tmp}"], "is not a bundle"),
         (["--suite", "smoke", *TINY, "--degrade", "{tmp}/bad_fog.yaml"], r"bad_fog\.yaml: .*density"),
         (["--suite", "smoke", *TINY, "--degrade", "martian"], "no degradation 'martian'"),
+        (["--suite", "smoke", *TINY, "--strength", "0.5"], "--strength 0.5 is a share of --degrade's"),
+        (["--suite", "smoke", *TINY, "--degrade", "fog", "--strength", "0"], "strength is 0, expected more"),
+        (["--suite", "smoke", *TINY, "--degrade", "fog", "--strength", "1.5"], "strength is 1.5, expected"),
         (["--suite", "smoke", *TINY, "--rig", "martian"], "no rig 'martian'"),
         (["--suite", "smoke", *TINY, "--backend", "abacus"], "abacus"),
         (["--suite", "smoke", *STOP, "--degrade", "fog"], "--degrade is for bundle:PATH; policy stop has"),
