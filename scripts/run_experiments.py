@@ -2,9 +2,10 @@
 
     python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
 
-Every step is a command that leaves something behind; what is there already is not done again, and a training goes on
-where it stopped. Steps that do not wait for each other run side by side, each on one thread. At the end
-OUT/results.json holds every figure, and OUT/results.md the tables.
+Every step is a command that leaves something behind; what is there already is not done again, and a training
+goes on where it stopped. Steps that do not wait for each other run side by side, each on one thread.
+OUT/evaluations/ holds the figures of every network, OUT/controls/ the drives without one, OUT/comparisons/
+the paired differences.
 """
 
 from __future__ import annotations
@@ -174,14 +175,22 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
                     (f"export/{label}",),
                 )
             )
-            add(f"evaluate/{label}", "evaluate", evaluation / "perception.json",
-                ["evaluate", bundle, "--suite", experiment.perception, "--workers", "1", "--out", evaluation, "--json"],
-                [f"export/{label}"])  # fmt: skip
+            arguments = ["evaluate", bundle, "--suite", experiment.perception]
+            arguments += ["--workers", "1", "--out", evaluation / "perception", "--json"]
+            add(
+                f"evaluate/{label}",
+                "evaluate",
+                evaluation / "perception.json",
+                arguments,
+                [f"export/{label}"],
+            )
+            steps[-1].run = _and_move(steps[-1].run, evaluation)
             for suite in experiment.drives if runs.drive else ():
-                add(f"drive/{suite}/{label}", "drive", evaluation / f"drive-{suite}" / "summary.json",
-                    ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--rig", experiment.rig, "--views", "none",
-                     "--workers", "1", "--out", evaluation / f"drive-{suite}", "--json"],
-                    [f"export/{label}"])  # fmt: skip
+                directory = evaluation / f"drive-{suite}"
+                arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
+                arguments += ["--rig", experiment.rig, "--workers", "1", "--out", directory, "--json"]
+                makes = directory / "summary.json"
+                add(f"drive/{suite}/{label}", "drive", makes, arguments, [f"export/{label}"])
     policies = [(name, name, ()) for name in experiment.controls]
     if experiment.classical is not None:
         bundle = out / "bundles" / experiment.classical
@@ -189,10 +198,10 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
     for label, policy, after in policies:
         for suite in experiment.drives:
             directory = out / "controls" / label / f"drive-{suite}"
-            add(f"drive/{suite}/{label}", "drive", directory / "summary.json",
-                ["drive", "--suite", suite, "--policy", policy, "--views", "none", "--workers", "1", "--out", directory,
-                 "--json", *(["--rig", experiment.rig] if label == "classical" else [])],
-                after)  # fmt: skip
+            arguments = ["drive", "--suite", suite, "--policy", policy, "--views", "none"]
+            arguments += ["--rig", experiment.rig] if label == "classical" else []
+            arguments += ["--workers", "1", "--out", directory, "--json"]
+            add(f"drive/{suite}/{label}", "drive", directory / "summary.json", arguments, after)
     measured = [step.name for step in steps if step.kind in ("evaluate", "drive")]
     for comparison in experiment.comparisons:
         first, second = comparison.groups
@@ -218,8 +227,20 @@ def _and_mark(run: Callable[[], None], mark: Path) -> Callable[[], None]:
     return both
 
 
+def _and_move(run: Callable[[], None], evaluation: Path) -> Callable[[], None]:
+    """What `evaluate` replaces as a directory is moved beside what others wrote."""
+
+    def both() -> None:
+        run()
+        for path in (evaluation / "perception").iterdir():
+            path.replace(evaluation / path.name)
+        (evaluation / "perception").rmdir()
+
+    return both
+
+
 def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
-    """What is known of a network besides its figures: size, data, and how long a frame takes on one thread."""
+    """What is known of a network besides its figures: size, data, time per frame on one thread."""
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines import create_engine
     from e2e_perception.deploy.export import random_inputs

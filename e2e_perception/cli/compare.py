@@ -72,7 +72,7 @@ def _print(found: Comparison) -> None:
     for reason in found.left_out:
         log(f"not compared: {reason}")
     rows = [_row(item) for item in found.differences]
-    head = ("figure", "scenarios", "a", "b", "a - b", "95 % interval", "", "p scenarios", "p seeds")
+    head = ("figure", "a", "b", "a - b", "95 % interval", "", "p")
     print_table(f"a: {found.a.name}, b: {found.b.name}", head, rows)
     for reason in found.disqualified:
         typer.echo(f"no composite: {reason}")
@@ -80,6 +80,7 @@ def _print(found: Comparison) -> None:
     total = len(found.differences)
     typer.echo(f"{sure} of {total} intervals exclude zero (*); by chance about {0.05 * total:.0f} would")
     typer.echo(found.claim)
+    typer.echo("p: sign flips over scenarios, about these networks only; --json has the rest")
 
 
 def _row(item: Difference) -> tuple[str, ...]:
@@ -87,12 +88,10 @@ def _row(item: Difference) -> tuple[str, ...]:
     known = math.isfinite(low) and math.isfinite(high)
     return (
         item.name,
-        str(item.scenarios),
-        f"{item.mean_a:.4g}",
-        f"{item.mean_b:.4g}",
-        f"{item.difference:+.4g}",
-        f"{low:+.4g} – {high:+.4g}" if known else "–",
+        f"{item.mean_a:.3g}",
+        f"{item.mean_b:.3g}",
+        f"{item.difference:+.3g}",
+        f"{low:+.3g} – {high:+.3g}" if known else "–",
         (f"* {item.better}" if item.better else "*") if item.excludes_zero else "",
         f"{item.scenario_p:.4f}",
-        "–" if item.seed_p is None else f"{item.seed_p:.3f}",
     )

@@ -58,7 +58,7 @@ def collect(
     """Drive scenarios by the network and record clips with the expert's prices.
 
     Args:
-        model: The network as it is now. What was begun in `out` is gone on with by the network it was begun with.
+        model: The network as it is now. What was begun in `out` is gone on with by the network that began it.
         wanted: Which scenarios.
         out: A dataset of clips, to be made or completed.
         rig: Of the robot.

@@ -46,6 +46,7 @@ class Difference:
         scenarios: How many it rests on; of a score, the fewest of its figures.
         mean_a, mean_b, difference: The last is a - b.
         ci95: 95 % interval of the difference.
+        networks_ci95: The same with only scenarios drawn anew: about these networks, as they are.
         scenario_p: Two-sided sign flips over scenarios: about these networks.
         seed_p: The same over trainings; None unless they are paired.
         better: Who is, if the interval excludes zero and the mission says which way is better.
@@ -59,6 +60,7 @@ class Difference:
     mean_b: float
     difference: float
     ci95: tuple[float, float]
+    networks_ci95: tuple[float, float]
     scenario_p: float
     seed_p: float | None
     better: Literal["a", "b"] | None
@@ -265,6 +267,7 @@ def _difference(found: Estimate, k: int, entry: _Entry, mcnemar: Mapping[str, fl
         mean_b=float(found.mean_b_K[k]),
         difference=float(found.difference_K[k]),
         ci95=(low, high),
+        networks_ci95=(float(found.networks_low_K[k]), float(found.networks_high_K[k])),
         scenario_p=float(found.scenario_p_K[k]),
         seed_p=None if found.seed_p_K is None else float(found.seed_p_K[k]),
         better=better,

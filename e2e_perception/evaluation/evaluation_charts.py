@@ -77,6 +77,7 @@ def pareto_chart(standings: Standings) -> Chart | None:
                 "y": [place.values[axis.name] for place in standings.standings],
                 "text": [place.label for place in standings.standings],
                 "textposition": "top center",
+                "cliponaxis": False,
                 "textfont": {"color": ["--ink" if on else "--muted" for on in first]},
                 "marker": {
                     "size": 11,

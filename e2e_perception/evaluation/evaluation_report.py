@@ -187,7 +187,7 @@ def _comparison_section(comparison: Comparison, *, drawn: bool) -> str:
                 _cell(item.mean_b, ".4g"),
                 _cell(item.difference, "+.4g", small=_range(low, high, "+.4g"), tone=tone),
                 _text({"a": "a is better", "b": "b is better", None: ""}[item.better]),
-                _cell(item.scenario_p, ".4f"),
+                _cell(item.scenario_p, ".4f", small=_range(*item.networks_ci95, "+.4g")),
                 _cell(item.seed_p, ".3f"),
                 _cell(mcnemar, ".4f"),
             ]
@@ -202,7 +202,7 @@ def _comparison_section(comparison: Comparison, *, drawn: bool) -> str:
         *(f"No composite: {reason}." for reason in comparison.disqualified),
         *(f"Not compared: {reason}." for reason in comparison.left_out),
     ]
-    head = ("figure", "scenarios", "a", "b", "a - b", "", "p scenarios", "p seeds", "McNemar p")
+    head = ("figure", "scenarios", "a", "b", "a - b", "", "these networks, p", "seeds, p", "McNemar, p")
     body = (_chart("forest", "Differences with 95 % intervals") if drawn else "") + _table(
         "Differences", head, rows
     )

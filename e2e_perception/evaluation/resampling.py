@@ -39,7 +39,7 @@ Array = NDArray[np.float64]
 # From (…, F) figures of a group to (…, K) that is compared: the figures themselves, or scores made of them.
 Measure = Callable[[Array], Array]
 
-CONFIDENCE = 0.95
+UPPER = 0.975  # quantile at the upper end of a 95 % interval
 MAX_EXACT_SEEDS = 12  # 4096 swaps
 _EPSILON = 1e-12  # swaps that differ as much but for rounding count
 
@@ -74,7 +74,8 @@ class Estimate:
 
     Attributes:
         mean_a_K, mean_b_K, difference_K: NaN where no scenario has a value.
-        low_K, high_K: 95 % interval of the difference.
+        low_K, high_K: 95 % interval of the difference: about how they were trained.
+        networks_low_K, networks_high_K: The same with the networks as they are, only scenarios drawn anew.
         scenario_p_K: Share of sign flips over scenarios: about these networks.
         seed_p_K: The same over trainings: about how they were trained. None unless paired by seed, with at
             least two seeds and at most `MAX_EXACT_SEEDS`.
@@ -85,6 +86,8 @@ class Estimate:
     difference_K: Array
     low_K: Array
     high_K: Array
+    networks_low_K: Array
+    networks_high_K: Array
     scenario_p_K: Array
     seed_p_K: Array | None
 
@@ -138,6 +141,7 @@ def estimate(
     seeds_RK = measure(seed_a_RF) - measure(seed_b_RF)
     scenarios_RK = measure(scenario_a_RF) - measure(scenario_b_RF)
     half_K = _quantile(values.num_seeds, scenarios_K, seeds_RK, scenarios_RK) * _deviation(both_RK)
+    networks_half_K = student.ppf(UPPER, np.maximum(scenarios_K - 1, 1)) * _deviation(scenarios_RK)
 
     flips_RK = _flip_scenarios(values, measure, resamples, rng)
     as_far_K = np.abs(difference_K) - _EPSILON
@@ -149,7 +153,15 @@ def estimate(
     if seed_p_K is not None:
         seed_p_K[unknown_K] = np.nan
     return Estimate(
-        mean_a_K, mean_b_K, difference_K, difference_K - half_K, difference_K + half_K, scenario_p_K, seed_p_K
+        mean_a_K=mean_a_K,
+        mean_b_K=mean_b_K,
+        difference_K=difference_K,
+        low_K=difference_K - half_K,
+        high_K=difference_K + half_K,
+        networks_low_K=difference_K - networks_half_K,
+        networks_high_K=difference_K + networks_half_K,
+        scenario_p_K=scenario_p_K,
+        seed_p_K=seed_p_K,
     )
 
 
@@ -214,7 +226,7 @@ def _quantile(
     freedom_K = np.divide(
         (seed_K + scenario_K) ** 2, inverse_K, np.full_like(seed_K, np.inf), where=inverse_K > 0.0
     )
-    quantile_K: Array = student.ppf(0.5 + CONFIDENCE / 2.0, freedom_K)
+    quantile_K: Array = student.ppf(UPPER, freedom_K)
     return quantile_K
 
 

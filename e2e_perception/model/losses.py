@@ -245,7 +245,7 @@ def _plan_losses(outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: 
 
 
 def _true_overlap(sd_BPS2: Tensor, route_BR4: Tensor, labels: Labels) -> Tensor:
-    """What each proposal would truly meet: the planner's overlap formula on labels, mean over time; (B, P)."""
+    """What each proposal would truly meet: the planner's overlap on labels, mean over time; (B, P)."""
     points, tangents = base_from_route(sd_BPS2.detach(), route_BR4)
     truth_BL1S2 = labels["futures"][:, :, None]
     variance = torch.full_like(truth_BL1S2, 0.09)

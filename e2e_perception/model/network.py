@@ -83,8 +83,8 @@ class BoxHead(nn.Module):
     """Box, velocity and their log-variances from a token (heteroscedastic: Kendall & Gal 2017).
 
     The velocity is that of a Kalman filter with learned gains: what memory expects, corrected by how far the
-    object is from where it was expected, blended with what this frame alone says (Doppler). All of it is convex, so
-    that an error dies out however long a track lives.
+    object is from where it was expected, blended with what this frame alone says (Doppler). All of it is
+    convex, so that an error dies out however long a track lives.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -159,8 +159,8 @@ class Associator(nn.Module):
             track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
             Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), the affinity
-            (B, M+1, Q+1) in log-probabilities, and what memory knows of each query: how far it is a remembered
-            track (B, Q, 1), its expected velocity (B, Q, 2) [m/s] and its innovation (B, Q, 2) [m].
+            (B, M+1, Q+1) in log-probabilities, and what memory knows of each query: how far it is a
+            remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its innovation (B, Q, 2) [m].
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))

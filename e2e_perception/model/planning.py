@@ -2,10 +2,10 @@
 
 Scoring a fixed vocabulary follows VADv2 (Chen et al. 2024) and Hydra-MDP (Li et al. 2024); the vocabulary
 here is built from the robot's own speed and offset, in the Frenet frame of the route (Werling et al. 2010),
-so that it always starts where the robot is. Each proposal is scored for how good it is (`imitation`) and for how
-likely it meets somebody (`collision`), both learned from what the expert's prices say of it, as in
-Hydra-MDP's distillation; the latter starts from a formula on the predicted futures, differentiable down to the
-detections. The other costs are formulas.
+so that it always starts where the robot is. Each proposal is scored for how good it is (`imitation`) and for
+how likely it meets somebody (`collision`), both distilled from the expert's prices as in Hydra-MDP. They
+start from the expert's own formulas, applied to predicted futures and drivable area and differentiable down
+to the detections; learned are how far to trust each formula, and corrections. The other costs are formulas.
 
 Legend: B batch, P proposals, S horizon steps, O objects, F futures, R route points, D token width.
 """
@@ -120,11 +120,12 @@ def collision_probability(
     futures_BOFS2: Tensor,
     variances_BOFS2: Tensor,
 ) -> Tensor:
-    """Soft overlap of the robot on each proposal with each future of each object, at each step and half-way to it.
+    """Soft overlap of the robot on proposals with futures of objects, at each step and half-way to it.
 
     In the object's own axes both footprints are boxes; the gap between them, in standard deviations, gives
     exp(-gap^2 / 2): one at overlap, falling off with distance the faster the surer the prediction. The place
-    half-way from the step before (from now, at the first) is looked at too, lest somebody small is passed through.
+    half-way from the step before (from now, at the first) is looked at too, lest somebody small is passed
+    through.
 
     Args:
         points_BPS2, tangents_BPS2: Proposals: `base_link` [m] and heading.
@@ -353,7 +354,7 @@ class Planner(nn.Module):
         return torch.where(seen, off, off.new_zeros(())).amax(-1).mean(-1)
 
     def _discomfort(self, sd_BPS2: Tensor, tangents_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
-        """As the expert feels it: squares of acceleration and jerk, and what a bend asks for beyond comfort; (B, P)."""
+        """As the expert feels it: acceleration, jerk, and what a bend asks for beyond comfort; (B, P)."""
         speed = ego_state_BE[:, EGO_FIELDS.index("speed")]
         heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")]
         offset = ego_state_BE[:, EGO_FIELDS.index("lateral_offset")]

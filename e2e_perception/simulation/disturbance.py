@@ -1,4 +1,4 @@
-"""Throws a driver off its plan now and then, so that there are examples of coming back (DART, Laskey et al. 2017)."""
+"""Pushes a driver off its plan, so that there are examples of coming back (DART, Laskey et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The network drives, and the expert says in every state what each proposal would have cost (DAgger, Ross et al. 2011).
+"""The network drives, and the expert says what each proposal would have cost (DAgger, Ross et al. 2011).
 
-The path that was driven is no example; the prices are. They come from the expert's own view of what would happen
-next, at that instant and in that world, and so also tell how a collision could still have been avoided.
+The path that was driven is no example; the prices are. They come from the expert's own view of what would
+happen next, at that instant and in that world, and so also tell how a collision could still have been
+avoided.
 """
 
 from __future__ import annotations

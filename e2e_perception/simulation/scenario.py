@@ -45,8 +45,8 @@ class Scenario:
         difficulty: Of the scenario, None where there is no such thing.
         present_TN: (T, N), who was there; None: everybody, always.
         obstacles_O5: x, y [m], yaw [rad], length, width [m] of clutter that lies on the road, odom frame.
-        prices: By instant [ns], what the proposals of the network's vocabulary would have cost, as the expert saw
-            it there and then, (C, K); empty where that can be told from what everybody did later.
+        prices: By instant [ns], what the proposals of the network's vocabulary would have cost, as the expert
+            saw it there and then, (C, K); empty where that can be told from what everybody did later.
     """
 
     kind: str

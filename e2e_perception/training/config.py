@@ -131,7 +131,7 @@ class Balancing(_Frozen):
     log_conflicts_every: int = Field(
         0,
         ge=0,
-        description="Steps between measurements of gradient cosines, which cost a backward pass each; 0: never.",
+        description="Steps between measurements of gradient cosines, a backward pass each; 0: never.",
     )
 
 

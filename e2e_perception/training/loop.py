@@ -1,10 +1,10 @@
 """The training loop, all of it: stages, clips, rollout, balance, clip, step, average, validate, save.
 
-Resuming continues at the exact step: batches and augmentation are functions of (seed, stage, number), so nothing
-but the checkpoint is needed.
+Resuming continues at the exact step: batches and augmentation are functions of (seed, stage, number), so
+nothing but the checkpoint is needed.
 
-The parts: `config` what a run is, `schedule` where it stands, `run` what changes, `balancing` how objectives share
-the parameters, `perturbation` what makes inputs harder, `promotion` which checkpoint is best.
+The parts: `config` what a run is, `schedule` where it stands, `run` what changes, `balancing` how objectives
+share the parameters, `perturbation` what makes inputs harder, `promotion` which checkpoint is best.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(
     Under `torchrun` every process calls this; the first one writes and reports.
 
     Args:
-        stores: Clips; those of the split `train` are used, those of `validation` to choose the best checkpoint.
+        stores: Clips; those of the split `train` are used, those of `validation` choose the best checkpoint.
         out: Run directory: `checkpoint.safetensors`, `best.safetensors`, `losses.jsonl`, `on-policy/`.
         config: The run; a checkpoint of another configuration is refused.
         report: Called after every step.
@@ -293,7 +293,7 @@ class _Loop:
         return settled and outcome.total > guard.factor * max(mean, 1e-3)
 
     def _roll_back(self, good: object, outcome: _Outcome, stage: Stage) -> None:
-        """Back to the last good state, and on from there with the clips after those that made the loss leap."""
+        """Back to the last good state, and on with the clips after those that made the loss leap."""
         run, guard = self.run, self.config.guard
         number = run.progress.stage_step + run.progress.skipped
         rollbacks = run.progress.rollbacks + 1
@@ -302,7 +302,7 @@ class _Loop:
             what = f"is not finite ({', '.join(bad)})" if bad else f"is {outcome.total:.3g}"
             raise TrainingError(
                 f"the loss {what} at step {run.progress.step} of stage {stage.name}, after {guard.most} "
-                f"rollbacks in a row; {self.out} keeps the last checkpoint; try a lower learning rate in a new run"
+                f"rollbacks in a row; {self.out} keeps the last checkpoint; try a lower learning rate"
             )
         run.restore(good)  # type: ignore[arg-type]
         run.progress.rollbacks = rollbacks

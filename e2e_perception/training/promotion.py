@@ -1,8 +1,8 @@
 """Which checkpoint is the best so far, with a floor under every objective.
 
-One number hides what was paid for it. A checkpoint is promoted when its mean score rises, unless some objective has
-fallen by more than the tolerance below the best it has had in this run: then promotion pauses until the
-objective is back.
+One number hides what was paid for it. A checkpoint is promoted when its mean score rises, unless some
+objective has fallen by more than the tolerance below the best it has had in this run: then promotion pauses
+until the objective is back.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def judge(scores: Mapping[str, float], best: Mapping[str, float], tolerance: flo
 
     Args:
         scores: From `objective_scores`.
-        best: The highest of each score in this run, and `mean`, that of the promoted checkpoint; empty at first.
+        best: The highest of each score in this run, and `mean` of the promoted checkpoint; empty at first.
         tolerance: Share by which an objective may lie below its best.
     """
     below = tuple(

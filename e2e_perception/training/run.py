@@ -119,7 +119,7 @@ class Run:
         known = checkpoint.facts["dataset_digests"][: len(self.digests)]
         if known != self.digests:
             raise InputError(
-                f"{out} holds a run with another dataset digest ({', '.join(known)}); use a new --out directory"
+                f"{out} holds a run with another dataset digest ({', '.join(known)}); use another --out"
             )
 
     @torch.no_grad()

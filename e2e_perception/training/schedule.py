@@ -109,8 +109,8 @@ def pool(sources: Sequence[Source], stage: Stage) -> list[tuple[ClipStore, int]]
     if not clips:
         where = ", ".join(str(source.store.path) for source in sources)
         raise InputError(
-            f"{where}: no clips of the split `train` with a difficulty of at most {stage.difficulty:g}, which "
-            f"stage {stage.name} asks for; simulate or ingest some first"
+            f"{where}: no clips of the split `train` with a difficulty of at most {stage.difficulty:g}, "
+            f"which stage {stage.name} asks for; simulate or ingest some first"
         )
     return clips
 

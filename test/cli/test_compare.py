@@ -49,7 +49,7 @@ def test_the_table_marks_intervals_that_exclude_zero(directories, capsys, monkey
     assert "a: joint, b: detached" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert re.search(r"\* a\b", rows["composite"])
-    assert re.search(r"\* a\b", rows["drive-test/success"])
+    assert re.search(r"\* a\b", rows["detection/map"])
     assert "*" not in rows["drive-test/speed_mean_mps"]
     assert "2 against 2 trainings, paired by seed" in out
     assert re.search(r"of \d+ intervals exclude zero \(\*\); by chance about \d would", out)

@@ -119,7 +119,19 @@ def test_one_network_a_side_is_about_these_networks_only(tmp_path):
     a, b = groups(tmp_path, seeds=(0,))
     found = compare(a, b)
     assert "about these networks, not about how they were trained" in found.claim
-    assert all(item.seed_p is None for item in found.differences)
+    for item in found.differences:
+        assert item.seed_p is None
+        assert item.ci95 == pytest.approx(item.networks_ci95)
+
+
+def test_trainings_that_differ_widen_the_interval_but_not_that_of_these_networks(tmp_path):
+    a, b = groups(tmp_path)
+    rows = a[0].tables["perception"]
+    lucky = replace(rows, values_NF=rows.values_NF + 0.2)
+    item = by_name(compare([replace(a[0], tables={"perception": lucky}), *a[1:]], b))["good"]
+    assert not item.excludes_zero
+    assert item.networks_ci95[0] > 0.1
+    assert item.networks_ci95[1] - item.networks_ci95[0] < 0.1 * (item.ci95[1] - item.ci95[0])
 
 
 def test_only_scenarios_that_all_met_count_and_the_others_are_said(tmp_path):

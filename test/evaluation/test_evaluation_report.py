@@ -211,20 +211,23 @@ def test_no_evaluation_is_an_error(tmp_path):
 def test_a_browser_draws_every_chart_in_both_themes_and_sorts_by_keyboard(page, tmp_path):
     script = """
     <script>
+    setTimeout(() => {  // drawing goes on after the page is ready
     const out = {errors};
     const boxes = [...document.querySelectorAll("[data-chart]")];
-    out.drawn = boxes.filter(box => box.querySelector(".main-svg .plot path, .main-svg .plot text")).length;
+    out.drawn = boxes.filter(box => box.querySelector(".barlayer path, .scatterlayer path")).length;
     out.boxes = boxes.length;
     const paper = () => boxes[0].querySelector(".main-svg").style.background;
     const before = paper(); document.getElementById("theme").click();
     out.papers = [before, paper()];
     const table = document.querySelector('[aria-label="All figures"] table');
     const heading = table.tHead.rows[0].cells[1];
-    const values = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.v).filter(v => v !== "").map(Number);
+    const cells = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.v);
+    const values = () => cells().filter(v => v !== "").map(Number);
     heading.firstChild.click(); out.rising = values(); heading.firstChild.click(); out.falling = values();
     out.sort = heading.getAttribute("aria-sort");
     out.focusable = [...document.querySelectorAll(".scroll")].every(box => box.tabIndex === 0);
     document.documentElement.dataset.out = JSON.stringify(out);
+    }, 3000);
     </script></body>"""
     watch = (
         '<script>const errors = []; addEventListener("error", e => errors.push(e.message));</script><style>'

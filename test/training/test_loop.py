@@ -210,7 +210,7 @@ def test_harder_scenarios_wait_for_their_stage(tmp_path: Path) -> None:
     sources = [Source(easy), Source(hard, repeat=2)]
     assert len(pool(sources, Stage(name="a", steps=1, difficulty=0.5))) == 2
     assert len(pool(sources, Stage(name="b", steps=1))) == 2 + 2 * 3
-    with pytest.raises(InputError, match="difficulty of at most 0.1"):
+    with pytest.raises(InputError, match=r"difficulty of at most 0\.1"):
         pool(sources, Stage(name="c", steps=1, difficulty=0.1))
 
 
