@@ -14,6 +14,7 @@ PYTEST_ARGS ?=
 RUN ?= runs/tiny
 BUNDLE ?= resource/bundles/tiny
 PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist worksteal -o timeout_method=thread
+ROS_PASS = pytest -q $(ROS_TESTS) $(PYTEST_ARGS)
 ROS_TESTS := $(wildcard test/nodes test/launch)
 
 # Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.
@@ -37,13 +38,15 @@ demo: setup ## drive SCENARIO (or play BAG=path, RIG=file) over ROS 2, leave OUT
 
 # Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
 # The first ends a worker that hangs (hypothesis would swallow an exception and hang again), shows where it was and
-# starts another; the second has one process, which has to survive.
+# starts another; the second has one process, which has to survive: rclpy's native code has been seen to crash there
+# while a test's own node was destroyed, so that a crash (and nothing else) is tried once more, and said.
 # Exit code 5 is pytest's "nothing was collected to run", which is fine where every module of a pass was skipped.
 test: setup ## every test that this machine can run, and why the others were not
 	@$(IN_WORKSPACE) status=0; \
 	OMP_NUM_THREADS=1 $(PYTEST_PARALLEL) test $(addprefix --ignore=,$(ROS_TESTS)) \
 	  $(PYTEST_ARGS) || status=$$?; \
-	[ -z "$(ROS_TESTS)" ] || pytest -q $(ROS_TESTS) $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	[ -z "$(ROS_TESTS)" ] || $(ROS_PASS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	[ $$status -ne 139 ] || { status=0; echo "rclpy crashed in the tests' own process; once more"; $(ROS_PASS) || status=$$?; }; \
 	exit $$status
 
 test-fast: setup ## the same without slow tests and without ROS nodes
@@ -62,12 +65,12 @@ bench: setup ## every benchmarks/bench_*.py
 	@$(IN_WORKSPACE) status=0; for file in benchmarks/bench_*.py; do \
 	  echo "== $$file"; python "$$file" || status=$$?; done; exit $$status
 
-bundle: setup ## simulate, train and export the shipped bundle again (two cores: three quarters of an hour); resumable
+bundle: setup ## simulate, train and export a bundle like the shipped one (two cores: an hour and a half); resumable
 	@$(IN_WORKSPACE) set -e; \
-	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --scenarios 640 --seed 100000 \
-	  --duration 8 --stride 1.5 --clip-length 8; \
-	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/tiny --config config/training/tiny.yaml; \
-	python -m e2e_perception.cli export $(RUN)/tiny --data $(RUN)/clips --out $(BUNDLE)
+	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --suite train --part 1/4 \
+	  --clip-length 10 --stride 1.5; \
+	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/run --config tiny --tracking none; \
+	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clips --out $(BUNDLE)
 
 wheel-check: venv ## `pip install .` without ROS, into a throw-away environment
 	@.venv/bin/python scripts/check_wheel.py
