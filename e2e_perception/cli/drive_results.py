@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import typer
 
-import e2e_perception
 from e2e_perception.cli.console import finite, print_table
 from e2e_perception.cli.episodes import Driven
+from e2e_perception.cli.provenance import versions
 from e2e_perception.core.errors import InputError
 from e2e_perception.evaluation.episode_view import INDEX, view_name, write_index
 from e2e_perception.evaluation.outcome_tables import EPISODES, RATES, SUMMARY, summarize, write_outcomes
@@ -87,7 +85,7 @@ def summarized(
         "cpu_seconds": cpu_s,
         "episodes_per_hour": 3600.0 * len(driven) / seconds,
         "episodes_per_core_hour": 3600.0 * len(driven) / cpu_s if cpu_s > 0.0 else None,
-        "versions": _versions(),
+        "versions": versions(_LIBRARIES),
         **summarize([item.outcome for item in driven], excluded=excluded),
     }
     compared = [item.open_loop for item in driven if item.open_loop is not None]
@@ -138,16 +136,3 @@ def _weighted(figures: Sequence[Mapping[str, float | int]]) -> dict[str, float |
         if all(name in item for item in figures)
     }
     return {**means, "plans": plans}
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {
-        "e2e_perception": e2e_perception.__version__,
-        "python": platform.python_version(),
-    }
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found

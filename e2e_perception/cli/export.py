@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table
 from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.provenance import git_commit
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def export(
         "init": checkpoint.facts["training"]["init"],
         "interfaces": checkpoint.facts["training"]["interfaces"],
         "balancing": checkpoint.facts["training"]["balancing"]["method"],
-        "git_commit": _git_commit(),
+        "git_commit": git_commit() or "unknown",
         "parent": parent,
     }
     log("exporting and comparing with torch over a rollout")
@@ -127,19 +127,3 @@ def _read_figures(path: Path) -> dict[str, Any]:
     if not isinstance(figures, dict):
         raise ConfigError(f"{path} holds a {type(figures).__name__}, expected an object of figures")
     return figures
-
-
-def _git_commit() -> str:
-    """The commit of the source tree; `unknown` outside of one."""
-    here = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return "unknown"
-    return answer.stdout.strip()
