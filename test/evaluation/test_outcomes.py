@@ -363,7 +363,7 @@ def test_a_mean_says_of_how_many_episodes_it_is():
 
 
 @given(st.permutations(range(6)))
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 def test_a_summary_does_not_depend_on_the_order_of_the_rates(order):
     outcomes = make_outcomes("expert", fail={2}, num=6)
     shuffled = summarize([outcomes[i] for i in order])
