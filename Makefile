@@ -14,7 +14,6 @@ PYTEST_ARGS ?=
 RUN ?= runs/tiny
 BUNDLE ?= resource/bundles/tiny
 PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist worksteal -o timeout_method=thread
-ROS_PASS = pytest -q $(ROS_TESTS) $(PYTEST_ARGS)
 ROS_TESTS := $(wildcard test/nodes test/launch)
 
 # Nothing of the demo or the tests leaves this machine, and no robot on the network answers them.
@@ -38,15 +37,13 @@ demo: setup ## drive SCENARIO (or play BAG=path, RIG=file) over ROS 2, leave OUT
 
 # Two passes: plain tests side by side, then those that talk over DDS or keep real time, one after the other.
 # The first ends a worker that hangs (hypothesis would swallow an exception and hang again), shows where it was and
-# starts another; the second has one process, which has to survive: rclpy's native code has been seen to crash there
-# while a test's own node was destroyed, so that a crash (and nothing else) is tried once more, and said.
+# starts another; the second has one process, which has to survive.
 # Exit code 5 is pytest's "nothing was collected to run", which is fine where every module of a pass was skipped.
 test: setup ## every test that this machine can run, and why the others were not
 	@$(IN_WORKSPACE) status=0; \
 	OMP_NUM_THREADS=1 $(PYTEST_PARALLEL) test $(addprefix --ignore=,$(ROS_TESTS)) \
 	  $(PYTEST_ARGS) || status=$$?; \
-	[ -z "$(ROS_TESTS)" ] || $(ROS_PASS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
-	[ $$status -ne 139 ] || { status=0; echo "rclpy crashed in the tests' own process; once more"; $(ROS_PASS) || status=$$?; }; \
+	[ -z "$(ROS_TESTS)" ] || pytest -q $(ROS_TESTS) $(PYTEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	exit $$status
 
 test-fast: setup ## the same without slow tests and without ROS nodes

@@ -11,11 +11,11 @@ the paired differences.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -136,9 +136,18 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
     steps: list[Step] = []
 
     def add(
-        name: str, kind: str, makes: Path, arguments: Sequence[str | Path], after: Sequence[str] = ()
+        name: str,
+        kind: str,
+        makes: Path,
+        arguments: Sequence[str | Path],
+        after: Sequence[str] = (),
+        then: Callable[[], None] = lambda: None,
     ) -> None:
-        steps.append(Step(name, kind, makes, lambda: command(arguments, out, name), tuple(after)))
+        def run() -> None:
+            command(arguments, out, name)
+            then()
+
+        steps.append(Step(name, kind, makes, run, tuple(after)))
 
     for data in experiment.datasets:
         arguments: list[str | Path] = ["simulate", "--format", "clips", "--out", out / "clips" / data.name]
@@ -158,9 +167,8 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
                 arguments += ["--data", out / "clips" / data.name]
             for key, value in {"seed": seed, "threads": 1, **runs.set}.items():
                 arguments += ["--set", f"{key}={json.dumps(value)}"]
-            add(f"train/{label}", "train", run / "best.safetensors", arguments, clips)
-            steps[-1].makes = run / "done"
-            steps[-1].run = _and_mark(steps[-1].run, run / "done")
+            # A training has files long before it is done.
+            add(f"train/{label}", "train", run / "done", arguments, clips, then=(run / "done").touch)
             add(f"export/{label}", "export", bundle / "bundle.json",
                 ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
                 [f"train/{label}"])  # fmt: skip
@@ -177,14 +185,9 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
             )
             arguments = ["evaluate", bundle, "--suite", experiment.perception]
             arguments += ["--workers", "1", "--out", evaluation / "perception", "--json"]
-            add(
-                f"evaluate/{label}",
-                "evaluate",
-                evaluation / "perception.json",
-                arguments,
-                [f"export/{label}"],
-            )
-            steps[-1].run = _and_move(steps[-1].run, evaluation)
+            makes = evaluation / "perception.json"
+            then = functools.partial(move_up, evaluation / "perception")
+            add(f"evaluate/{label}", "evaluate", makes, arguments, [f"export/{label}"], then)
             for suite in experiment.drives if runs.drive else ():
                 directory = evaluation / f"drive-{suite}"
                 arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
@@ -217,26 +220,11 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
     return steps
 
 
-def _and_mark(run: Callable[[], None], mark: Path) -> Callable[[], None]:
-    """A training has files long before it is done."""
-
-    def both() -> None:
-        run()
-        mark.touch()
-
-    return both
-
-
-def _and_move(run: Callable[[], None], evaluation: Path) -> Callable[[], None]:
-    """What `evaluate` replaces as a directory is moved beside what others wrote."""
-
-    def both() -> None:
-        run()
-        for path in (evaluation / "perception").iterdir():
-            path.replace(evaluation / path.name)
-        (evaluation / "perception").rmdir()
-
-    return both
+def move_up(directory: Path) -> None:
+    """What a command replaces as a whole directory is moved beside what others wrote."""
+    for path in directory.iterdir():
+        path.replace(directory.parent / path.name)
+    directory.rmdir()
 
 
 def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
@@ -280,7 +268,6 @@ def work_off(steps: Sequence[Step], jobs: int) -> list[str]:
     known = {step.name for step in steps}
     failed: list[str] = []
     running: dict[Future[None], Step] = {}
-    lock = threading.Lock()
 
     def timed(step: Step) -> None:
         started = time.perf_counter()
@@ -304,13 +291,12 @@ def work_off(steps: Sequence[Step], jobs: int) -> list[str]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
                 error = future.exception()
-                with lock:
-                    if error is None:
-                        done.add(step.name)
-                        log(f"{step.name}: done in {step.seconds / 60.0:.1f} min")
-                    else:
-                        failed.append(step.name)
-                        log(f"{step.name}: {error}")
+                if error is None:
+                    done.add(step.name)
+                    log(f"{step.name}: done in {step.seconds / 60.0:.1f} min")
+                else:
+                    failed.append(step.name)
+                    log(f"{step.name}: {error}")
     return failed
 
 

@@ -154,8 +154,7 @@ def rollout_difference(
         num_frames: Length of the rollout.
         seed: Of the inputs.
     Returns:
-        By output name, the largest |a - b| of any frame over the largest |b| of that frame, or over 1 if that
-        is larger: rounding goes by the size of what is added up, not of what remains.
+        By output name, the largest |a - b| / max(1, |b|) of any element in any frame.
     """
     rng = np.random.default_rng(seed)
     engine.reset_state()
@@ -170,8 +169,7 @@ def rollout_difference(
         a = engine.infer({**inputs, **memory_a})
         b = reference.infer({**inputs, **memory_b})
         for name, expected in b.items():
-            scale = max(1.0, float(np.abs(expected).max()))
-            difference = float(np.abs(a[name] - expected).max()) / scale
+            difference = float((np.abs(a[name] - expected) / np.maximum(1.0, np.abs(expected))).max())
             worst[name] = max(worst.get(name, 0.0), difference)
         count = min(8, network.num_queries, network.num_memory)
         chosen = np.argsort(-b["query_scores"][0].max(1), kind="stable")[:count]

@@ -31,8 +31,8 @@ STOPPING = 4.0  # [m/s^2] of it
 BEHIND = 0.1  # of a collision's cost if somebody would run into the robot from behind
 ALONG, SLOW = 0.85, 1.5  # cosine between headings, [m/s]: who is expected to go on as it does
 LATERAL_COMFORT, LATERAL_SLACK = 2.2, 0.4  # [m/s^2] sideways that costs nothing, and the excess that costs 1
-# Of collision, drivable, comfort, progress, route, as `simulation.scoring.Weights` over a temperature of 1;
-# of the first only a part, because what is predicted is never sure.
+# Of collision, drivable, comfort, progress, route at first: as `simulation.scoring.Weights`, but for the
+# first two, of which only a part is trusted, because what is predicted is never sure.
 EXPERT_WEIGHTS = (12.0, 6.0, 0.12, 3.0, 0.6)
 
 
@@ -206,7 +206,7 @@ class Planner(nn.Module):
         self.place = Mlp(d + 2 + 4, d, d)
         self.look = Attention(d, config.num_heads)
         self.feed = FeedForward(d)
-        # How much each formula counts at first: as much as for the expert whose prices are distilled.
+        # How much each formula counts, learned from what it counts for the expert whose prices are distilled.
         self.trust_K = nn.Parameter(torch.tensor(EXPERT_WEIGHTS).log())
         self.score = Mlp(d + len(weights) + 6, d, 2)
         self.refine = Mlp(d, d, 2 * steps, norm=True)

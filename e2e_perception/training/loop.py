@@ -29,7 +29,7 @@ from e2e_perception.model.losses import LOSSES
 from e2e_perception.model.network import JointNetwork
 from e2e_perception.training import distributed, perturbation
 from e2e_perception.training.balancing import measure_conflicts
-from e2e_perception.training.checkpoint import STATE, load_checkpoint
+from e2e_perception.training.checkpoint import STATE, Checkpoint, load_checkpoint
 from e2e_perception.training.config import OnPolicy, Stage, TrainingConfig
 from e2e_perception.training.evaluate import evaluate_open_loop
 from e2e_perception.training.promotion import judge, objective_scores, updated_best
@@ -97,6 +97,8 @@ def train(
         pool([Source(store) for store in stores], config.stages[0])  # before anything is written
         log = RunLog(out, config, run.progress.step, tracking_uri) if world.leads else None
         with log or nullcontext():
+            if log is not None and run.progress.step == 0 and config.init:
+                log.began_with(config.init, run.fresh)
             loop = _Loop(run, stores, out, world, log, report, stop_after)
             while run.progress.stage < len(config.stages) and loop.may_go_on:
                 loop.stage(collect)
@@ -292,7 +294,7 @@ class _Loop:
         settled = progress.stage_step >= guard.after
         return settled and outcome.total > guard.factor * max(mean, 1e-3)
 
-    def _roll_back(self, good: object, outcome: _Outcome, stage: Stage) -> None:
+    def _roll_back(self, good: Checkpoint, outcome: _Outcome, stage: Stage) -> None:
         """Back to the last good state, and on with the clips after those that made the loss leap."""
         run, guard = self.run, self.config.guard
         number = run.progress.stage_step + run.progress.skipped
@@ -304,7 +306,7 @@ class _Loop:
                 f"the loss {what} at step {run.progress.step} of stage {stage.name}, after {guard.most} "
                 f"rollbacks in a row; {self.out} keeps the last checkpoint; try a lower learning rate"
             )
-        run.restore(good)  # type: ignore[arg-type]
+        run.restore(good)
         run.progress.rollbacks = rollbacks
         run.progress.skipped = number + 1 - run.progress.stage_step
 

@@ -79,6 +79,10 @@ class RunLog:
         if self._mlflow is not None:
             self._mlflow.end_run("FINISHED" if kind is None else "FAILED")
 
+    def began_with(self, source: str, fresh: list[str]) -> None:
+        """Log where the first weights came from, and the tensors that it had nothing for."""
+        self._file.write(json.dumps({"step": 0, "init": source, "fresh": fresh}) + "\n")
+
     def step(self, report: StepReport) -> None:
         """Log a step."""
         self._file.write(json.dumps(asdict(report)) + "\n")

@@ -323,6 +323,7 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
     train([MemoryStore()], tmp_path / "first", run_config(2))
     gentle = run_config(1, init=str(tmp_path / "first"), learning_rate=1e-12, warmup_steps=0)
     train([MemoryStore()], tmp_path / "second", gentle)
+    assert log_of(tmp_path / "second")[0] == {"step": 0, "init": str(tmp_path / "first"), "fresh": []}
     first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
     for name, weight in first.part("average").items():
         if "running" not in name and "num_batches" not in name:
