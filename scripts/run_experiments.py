@@ -189,22 +189,24 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
             then = functools.partial(move_up, evaluation / "perception")
             add(f"evaluate/{label}", "evaluate", makes, arguments, [f"export/{label}"], then)
             for suite in experiment.drives if runs.drive else ():
-                directory = evaluation / f"drive-{suite}"
+                place = f"drive-{Path(suite).stem}"
+                directory = evaluation / place
                 arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
                 arguments += ["--rig", experiment.rig, "--workers", "1", "--out", directory, "--json"]
                 makes = directory / "summary.json"
-                add(f"drive/{suite}/{label}", "drive", makes, arguments, [f"export/{label}"])
+                add(f"{place}/{label}", "drive", makes, arguments, [f"export/{label}"])
     policies = [(name, name, ()) for name in experiment.controls]
     if experiment.classical is not None:
         bundle = out / "bundles" / experiment.classical
         policies.append(("classical", f"classical:{bundle}", (f"export/{experiment.classical}",)))
     for label, policy, after in policies:
         for suite in experiment.drives:
-            directory = out / "controls" / label / f"drive-{suite}"
+            place = f"drive-{Path(suite).stem}"
+            directory = out / "controls" / label / place
             arguments = ["drive", "--suite", suite, "--policy", policy, "--views", "none"]
             arguments += ["--rig", experiment.rig] if label == "classical" else []
             arguments += ["--workers", "1", "--out", directory, "--json"]
-            add(f"drive/{suite}/{label}", "drive", directory / "summary.json", arguments, after)
+            add(f"{place}/{label}", "drive", directory / "summary.json", arguments, after)
     measured = [step.name for step in steps if step.kind in ("evaluate", "drive")]
     for comparison in experiment.comparisons:
         first, second = comparison.groups

@@ -1,4 +1,4 @@
-"""Pareto fronts: which networks no other beats on every axis, how the rest rank, and how much a set covers.
+"""Pareto fronts: which networks no other beats on every axis, and how the rest rank.
 
 A point dominates another if it is at least as good on every axis and better on one; equal points do not
 dominate each other.
@@ -69,43 +69,6 @@ def rank(values_NA: Array, axes: Sequence[Axis]) -> Ranking:
     by_first_NN = dominates_NN & (ranks_N == 0)[:, None]
     dominators_N = np.where(by_first_NN.any(axis=0), by_first_NN.argmax(axis=0), -1)
     return Ranking(ranks_N, dominators_N.astype(np.int64))
-
-
-def hypervolume(values_NA: Array, axes: Sequence[Axis], reference_A: Array) -> float:
-    """Volume between a reference and the front (Zitzler and Thiele 1999), exact.
-
-    Slices along one axis after the other (While et al. 2006): at most N^(A-1) steps, which is nothing for
-    tens of points on up to four axes.
-
-    Args:
-        values_NA: (N, A) finite.
-        axes: A of them.
-        reference_A: (A,) a point as bad as any that counts; points that are worse on some axis add nothing.
-    Returns:
-        In the product of the axes' units.
-    Raises:
-        InputError: If a shape does not fit, or a value is not finite.
-    """
-    better_NA = _larger_is_better(values_NA, axes)
-    floor_A = _larger_is_better(np.asarray(reference_A, np.float64).reshape(1, -1), axes)[0]
-    gains_NA = better_NA - floor_A
-    return _volume(gains_NA[(gains_NA > 0.0).all(axis=1)])
-
-
-def _volume(gains_NA: Array) -> float:
-    """Volume of the union of boxes from the origin to each point."""
-    if len(gains_NA) == 0:
-        return 0.0
-    if gains_NA.shape[1] == 1:
-        return float(gains_NA.max())
-    falling_NA = gains_NA[np.argsort(-gains_NA[:, -1], kind="stable")]
-    ends_N = np.append(falling_NA[1:, -1], 0.0)
-    thickness_N = falling_NA[:, -1] - ends_N
-    return sum(
-        float(thickness) * _volume(falling_NA[: n + 1, :-1])
-        for n, thickness in enumerate(thickness_N)
-        if thickness > 0.0
-    )
 
 
 def _larger_is_better(values_NA: Array, axes: Sequence[Axis]) -> Array:

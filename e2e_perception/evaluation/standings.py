@@ -67,7 +67,8 @@ def stand(
         evaluations: At least one. Optional figures count only if all of them have them.
         mission: For composites and the objectives among the axes.
         axes: Each an objective, one of `FACTS`, or a figure; `NAME:maximise` or `NAME:minimise` where neither
-            mission nor name says which way is better. None: those of `AXES` that all evaluations have.
+            mission nor name says which way is better. None: those of `AXES` that the mission and all
+            evaluations have.
     Raises:
         InputError: If an axis is unclear or an evaluation has no value on it, or lacks one of the mission.
     """
@@ -86,6 +87,9 @@ def stand(
     ]
     chosen, left_out = [], []
     for text in AXES if axes is None else axes:
+        if axes is None and text not in (*mission.objectives, *FACTS):
+            left_out.append(f"{text}: no objective of mission {mission.name}")
+            continue
         axis = _axis(text, mission)
         without = [item.label for item, have in zip(evaluations, known, strict=True) if axis.name not in have]
         if not without:

@@ -35,7 +35,7 @@ def test_the_shipped_experiment_has_every_step_once_and_each_after_what_it_needs
     for number, step in enumerate(steps):
         assert set(step.after) <= set(names[:number]), step.name
     assert names[-1] == "compare/joint-modular"
-    assert {"train/joint-2", "train/modular-2", "train/blind-0", "drive/critical/classical"} <= set(names)
+    assert {"train/joint-2", "train/modular-2", "train/blind-0", "drive-critical/classical"} <= set(names)
 
 
 def test_what_is_there_is_not_done_again_and_a_failure_stops_only_what_needs_it(

@@ -1,8 +1,6 @@
-"""Fronts and hypervolumes against definitions that need no cleverness."""
+"""Fronts against a definition that needs no cleverness."""
 
 from __future__ import annotations
-
-from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.evaluation.pareto import Axis, hypervolume, rank
+from e2e_perception.evaluation.pareto import Axis, rank
 
 TOP = 5  # values are 0 … TOP: few enough for ties
 
@@ -54,24 +52,6 @@ def test_every_dominated_point_has_a_witness_of_the_first_front(case):
         else:
             assert found.ranks_N[by] == 0
             assert dominates(values[by], values[n], axes)
-
-
-@given(points_and_axes())
-def test_hypervolume_counts_the_unit_cells_below_the_points(case):
-    values, axes = case
-    reference = np.array([1.0 if axis.goal == "maximise" else TOP - 1.0 for axis in axes])
-    gains = [
-        [
-            x - r if axis.goal == "maximise" else r - x
-            for x, r, axis in zip(point, reference, axes, strict=True)
-        ]
-        for point in values
-    ]
-    cells = sum(
-        any(all(gain > c for gain, c in zip(gained, cell, strict=True)) for gained in gains)
-        for cell in product(range(TOP), repeat=len(axes))
-    )
-    assert hypervolume(values, axes, reference) == pytest.approx(cells)
 
 
 def test_equal_points_do_not_dominate_each_other():

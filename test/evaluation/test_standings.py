@@ -37,6 +37,16 @@ def test_a_network_that_another_beats_on_every_axis_is_dominated_by_it(three):
     assert found.standings[0].values["latency_ms"] == 20.0
 
 
+def test_a_mission_that_leaves_objectives_out_is_ranked_on_what_it_has(three):
+    narrow = MISSION.model_copy(update={"objectives": {"planning": MISSION.objectives["planning"]}})
+    found = stand(three, narrow)
+    assert [axis.name for axis in found.axes] == ["planning", "latency_ms"]
+    assert found.left_out == (
+        "recognition: no objective of mission balanced",
+        "tracking: no objective of mission balanced",
+    )
+
+
 def test_without_latency_good_dominates_all(three):
     found = stand(three, MISSION, ["recognition", "planning"])
     assert [place.dominated_by for place in found.standings] == [None, "good", "good"]
