@@ -206,6 +206,10 @@ class TrainingConfig(_Frozen):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need different names, got {', '.join(names)}")
+        weights = self.weights.model_dump()
+        for stage in self.stages:
+            if not any(weight * stage.losses.get(name, 1.0) > 0.0 for name, weight in weights.items()):
+                raise ValueError(f"stage {stage.name} has no loss with a weight above 0; leave it out")
         if self.stages[0].on_policy is not None:
             raise ValueError(
                 f"stage {names[0]}: a network that has learned nothing cannot drive; train it first"

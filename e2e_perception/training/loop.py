@@ -236,13 +236,13 @@ class _Loop:
             if chance.random() < stage.cross_modal:
                 agreement = perturbation.cross_modal_consistency(model, batch)
                 losses = {**losses, "cross_modal": agreement}
-                weighted["recognition"] = weighted["recognition"] + config.cross_modal_weight * agreement
-        numbers = dict(
-            zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True)
-        )
-        total = float(sum(value.detach().float() for value in weighted.values()))
-        finite = distributed.mean_of(torch.tensor(total), self.world)
-        if not torch.isfinite(finite):
+                before = weighted.get("recognition", agreement.new_zeros(()))
+                weighted["recognition"] = before + config.cross_modal_weight * agreement
+        # Of all processes: they have to agree on what leapt, and on when a stage is over.
+        values = torch.stack([value.detach().float() for value in (*losses.values(), sum(weighted.values()))])
+        *means, total = distributed.mean_of(values, self.world).tolist()
+        numbers = dict(zip(losses, means, strict=True))
+        if not math.isfinite(total):
             return _Outcome(math.nan, numbers, 0.0, {}, {})
 
         every = config.balancing.log_conflicts_every

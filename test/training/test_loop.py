@@ -482,6 +482,10 @@ def test_a_training_configuration_names_what_is_wrong(tmp_path: Path) -> None:
         ("stages: [{name: a, steps: 1, exit: {loss: heet, below: 1}}]", "unknown loss 'heet'"),
         ("stages: [{name: a, steps: 1}, {name: a, steps: 1}]", "stages need different names"),
         ("stages: [{name: a, steps: 1, on_policy: {}}]", "cannot drive"),
+        (
+            f"stages: [{{name: a, steps: 1, losses: {{{', '.join(f'{n}: 0' for n in LOSS_NAMES)}}}}}]",
+            "stage a has no loss with a weight above 0",
+        ),
         ("stages: [", "is not valid YAML"),
         ("- 1", "expected a mapping"),
     ):
