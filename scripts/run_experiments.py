@@ -57,6 +57,19 @@ class Runs(_Frozen):
         default_factory=dict, description="Settings that differ from the configuration."
     )
     drive: bool = Field(True, description="Whether it is driven in closed loop.")
+    slices: bool = Field(False, description="Whether it is driven with spoiled sensors as well.")
+
+
+class Slice(_Frozen):
+    """A suite, driven with something wrong all the time."""
+
+    suite: str
+    degrade: str
+
+    @property
+    def place(self) -> str:
+        """Its directory in an evaluation."""
+        return f"drive-{Path(self.suite).stem}-{Path(self.degrade).stem.replace('_', '-')}"
 
 
 class Comparison(_Frozen):
@@ -77,6 +90,7 @@ class Experiment(_Frozen):
     runs: tuple[Runs, ...]
     perception: str = Field("validation", description="Suite on which perception is measured.")
     drives: tuple[str, ...] = ("test", "critical")
+    slices: tuple[Slice, ...] = ()
     controls: tuple[str, ...] = Field((), description="Policies without a network.")
     classical: str | None = Field(None, description="Run whose detections the classical pipeline gets.")
     comparisons: tuple[Comparison, ...] = ()
@@ -188,11 +202,13 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
             makes = evaluation / "perception.json"
             then = functools.partial(move_up, evaluation / "perception")
             add(f"evaluate/{label}", "evaluate", makes, arguments, [f"export/{label}"], then)
-            for suite in experiment.drives if runs.drive else ():
-                place = f"drive-{Path(suite).stem}"
+            drives = [(f"drive-{Path(suite).stem}", suite, []) for suite in experiment.drives if runs.drive]
+            for part in experiment.slices if runs.slices else ():
+                drives.append((part.place, part.suite, ["--degrade", part.degrade]))
+            for place, suite, spoiled in drives:
                 directory = evaluation / place
                 arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
-                arguments += ["--rig", experiment.rig, "--workers", "1", "--out", directory, "--json"]
+                arguments += ["--rig", experiment.rig, "--workers", "1", "--out", directory, "--json", *spoiled]
                 makes = directory / "summary.json"
                 add(f"{place}/{label}", "drive", makes, arguments, [f"export/{label}"])
     policies = [(name, name, ()) for name in experiment.controls]

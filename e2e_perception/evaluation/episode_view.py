@@ -348,7 +348,7 @@ def _policy_rows(outcomes: Sequence[Outcome]) -> str:
     for policy in sorted({item.policy for item in outcomes}):
         figures = summarize([item for item in outcomes if item.policy == policy])
         cells = "".join(
-            f"<td>{_share(figures[name])}<small>{_share(low)} – {_share(high)}</small></td>"
+            _share_cell(figures[name], figures[f"{name}_ci95"])
             for name in (
                 "success_rate",
                 "collision_rate",
@@ -358,10 +358,17 @@ def _policy_rows(outcomes: Sequence[Outcome]) -> str:
                 "progress_mean",
                 "comfort_share",
             )
-            for low, high in [figures[f"{name}_ci95"]]
         )
         rows.append(f"<tr><td>{html.escape(policy)}</td><td>{figures['episodes']}</td>{cells}</tr>")
     return "\n".join(rows)
+
+
+def _share_cell(value: float | None, interval: list[float] | None) -> str:
+    """A table cell; a mean over no episode at all (none could be driven) is a dash."""
+    if value is None or interval is None:
+        return "<td>–</td>"
+    low, high = interval
+    return f"<td>{_share(value)}<small>{_share(low)} – {_share(high)}</small></td>"
 
 
 def _share(value: float) -> str:

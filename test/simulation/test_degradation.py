@@ -118,6 +118,7 @@ def test_the_examples_that_the_documentation_promises_are_shipped() -> None:
         "clock_offset",
         "packet_loss",
         "all_sensors_die",
+        "cameras_only",
     }
 
 

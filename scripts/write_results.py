@@ -1,0 +1,394 @@
+"""Gather what experiments left into docs/results.json, and print its tables into docs/results.md.
+
+    python scripts/write_results.py --experiment runs/nano --rates runs/rate --ablations runs/ablations \
+        --drives runs/drives --robustness runs/robustness/robustness.json
+    python scripts/write_results.py --tables-only
+
+The tables stand between `<!-- results: NAME -->` and `<!-- end -->`; what is around them is written by hand.
+Sections whose directory is not given keep what docs/results.json already says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2e_perception.cli.console import finite
+from e2e_perception.cli.provenance import git_commit
+from e2e_perception.core.errors import E2EPerceptionError, InputError
+from e2e_perception.evaluation.comparison import compare
+from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
+from e2e_perception.evaluation.missions import load_mission
+from e2e_perception.evaluation.outcome_tables import read_outcomes, summarize
+from e2e_perception.evaluation.outcomes import Outcome
+from e2e_perception.evaluation.standings import stand
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SIDES = ("joint", "modular")
+MISSION = "balanced"
+# Families in which somebody is hidden at first (docs/world.md).
+HIDDEN = ("+blocking_truck", "+crossing")
+SLICES = ("drive-critical-rain", "drive-critical-lidar-beam-loss", "drive-critical-cameras-only")
+COMPARED = {
+    "composite": "composite (profile `balanced`)",
+    "recognition": "— recognition",
+    "tracking": "— tracking",
+    "prediction": "— prediction",
+    "planning": "— planning",
+    "drive-all/success": "success, `test` and `critical`",
+    "drive-all/at_fault_collision": "at-fault collision, both",
+    "drive-test/success": "success, `test`",
+    "drive-critical/success": "success, `critical`",
+    "drive-hidden/success": "success where somebody is hidden",
+    "drive-critical-rain/success": "success, `critical` in rain",
+    "drive-critical-lidar-beam-loss/success": "success, `critical`, a quarter of the beams",
+    "drive-critical-cameras-only/success": "success, `critical`, cameras alone",
+    "detection/map": "mAP",
+    "detection/ave_mps": "velocity error of detections [m/s]",
+    "tracking/hota": "HOTA",
+    "tracking/idf1": "IDF1",
+    "tracking/mota": "MOTA",
+    "motion/min_ade_m": "minADE over 4 s [m]",
+    "motion/miss_rate": "miss rate",
+    "planning/l2_at_3s_m": "plan L2 at 3 s [m]",
+    "planning/collision_upto_3s": "plan collides, to 3 s",
+}
+POLICIES = (
+    "expert",
+    "ground-truth-planner",
+    "idm",
+    "joint",
+    "modular",
+    "classical",
+    "blind-trained",
+    "blind",
+    "constant-velocity",
+    "stop",
+)
+SCORES = ("recognition", "tracking", "prediction", "planning", "mean")
+
+
+# ---------------------------------------------------------------- gather
+
+
+def with_slices(item: Evaluation) -> Evaluation:
+    """The evaluation with two more tables: both suites together, and where somebody is hidden at first."""
+    both = [o for suite in ("drive-test", "drive-critical") for o in item.drives.get(suite, ())]
+    hidden = [o for o in both if o.family.endswith(HIDDEN)]
+    more = {name: outcome_table(name, part) for name, part in (("drive-all", both), ("drive-hidden", hidden))}
+    return dataclasses.replace(item, tables={**item.tables, **more})
+
+
+def experiment_section(out: Path) -> dict[str, Any]:
+    """Networks, comparison, fronts and drives of a directory of `run_experiments.py`."""
+    labels = sorted(path.name for path in (out / "evaluations").iterdir())
+    evaluations = [with_slices(item) for item in read_evaluations([out / "evaluations" / x for x in labels])]
+    complete = [item for item in evaluations if not item.missing]
+    mission = load_mission(MISSION)
+    sides = [[item for item in complete if item.facts.group == side] for side in SIDES]
+    standings = stand(complete, mission)
+    return {
+        "mission": MISSION,
+        "datasets": {path.name: dataset(path) for path in sorted((out / "clips").iterdir())},
+        "networks": {
+            item.label: {
+                **item.facts.model_dump(exclude={"label"}),
+                "training": training_facts(out / "runs" / item.label),
+                "figures": item.figures(),
+                "pooled": dict(item.pooled),
+            }
+            for item in complete
+        },
+        "comparison": compare(sides[0], sides[1], mission).document(),
+        "pareto": standings.document(),
+        "closed_loop": {suite: closed_loop(out, suite, complete) for suite in ("test", "critical")},
+    }
+
+
+def dataset(path: Path) -> dict[str, Any]:
+    """Digest and recipe of clips."""
+    from e2e_perception.data.clip_store import ClipStore
+
+    store = ClipStore(path)
+    recipe = json.loads((path / "simulation.json").read_text(encoding="utf-8"))
+    return {
+        "digest": store.digest,
+        "clips": len(store),
+        **{key: recipe[key] for key in ("clip_length", "stride_s", "disturbed") if key in recipe},
+    }
+
+
+def training_facts(run: Path) -> dict[str, Any]:
+    """Steps, seconds of the optimiser's loop, speed and data stalls of a run, and its last validation."""
+    rows, validations = [], []
+    for line in (run / "losses.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        (validations if "figures" in row else rows).append(row)
+    size = 8.0
+    return {
+        "steps": rows[-1]["step"],
+        "hours": sum(size / row["clips_per_s"] for row in rows) / 3600.0,
+        "clips_per_s": statistics.median(row["clips_per_s"] for row in rows),
+        "data_share": statistics.median(row["data_share"] for row in rows),
+        "rollbacks": sum(bool(row.get("event")) for row in rows),
+        "cosines": mean_cosines(rows),
+        "validation": validations[-1]["figures"] if validations else {},
+    }
+
+
+def mean_cosines(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean cosine between objectives' gradients, where it was measured."""
+    seen: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.get("cosines", {}).items():
+            seen.setdefault(name, []).append(value)
+    return {name: statistics.fmean(values) for name, values in seen.items()}
+
+
+def closed_loop(out: Path, suite: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Rates of everybody who drove a suite; trainings of one group count as one policy."""
+    found: dict[str, Any] = {}
+    for policy in POLICIES:
+        group = {"blind-trained": "blind"}.get(policy, policy)
+        directory = out / "controls" / policy / f"drive-{suite}"
+        outcomes: list[Outcome] = []
+        if policy in ("joint", "modular", "blind-trained"):
+            for item in evaluations:
+                if item.facts.group == group:
+                    outcomes += item.drives.get(f"drive-{suite}", ())
+        elif (directory / "summary.json").is_file():
+            outcomes = list(read_outcomes(directory)[0])
+        if outcomes:
+            found[policy] = rates(outcomes)
+    return found
+
+
+def rates(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures of a table row."""
+    figures = summarize(outcomes)
+    names = ("success_rate", "at_fault_collision_rate", "off_road_rate", "progress_mean", "comfort_share")
+    kept = {name: figures[name] for name in ("episodes", *names)}
+    return kept | {f"{name}_ci95": figures[f"{name}_ci95"] for name in names}
+
+
+def ablation_section(out: Path) -> dict[str, Any]:
+    """Last validation of each training, by group."""
+    found: dict[str, Any] = {}
+    for run in sorted((out / "runs").iterdir()):
+        if (run / "done").is_file():
+            group, _, seed = run.name.rpartition("-")
+            found.setdefault(group, {})[seed] = training_facts(run)
+    return {"datasets": {p.name: dataset(p) for p in sorted((out / "clips").iterdir())}, "groups": found}
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows])
+
+
+def interval(low_high: Sequence[float], digits: int = 3) -> str:
+    """An interval."""
+    low, high = low_high
+    return f"{low:+.{digits}f} … {high:+.{digits}f}".replace("-", "−")
+
+
+def joint_table(results: Mapping[str, Any]) -> str:
+    """Joint against modular."""
+    by_name = {item["name"]: item for item in results["experiment"]["comparison"]["differences"]}
+    rows = []
+    for name, title in COMPARED.items():
+        if name not in by_name:
+            continue
+        item = by_name[name]
+        rows.append(
+            [
+                title,
+                f"{item['mean_a']:.3f}",
+                f"{item['mean_b']:.3f}",
+                f"{item['difference']:+.3f}".replace("-", "−"),
+                interval(item["ci95"]),
+                interval(item["networks_ci95"]),
+            ]
+        )
+    return table(("figure", "joint", "modular", "difference", "95 %", "95 %, these networks"), rows)
+
+
+def seeds_table(results: Mapping[str, Any]) -> str:
+    """Each training by itself."""
+    experiment = results["experiment"]
+    rows = []
+    for standing in experiment["pareto"]["standings"]:
+        network = experiment["networks"][standing["label"]]
+        figures = network["figures"]
+        composite = standing["composite"]["value"]
+        rows.append(
+            [
+                standing["label"],
+                "–" if composite is None else f"{composite:.3f}",
+                *(f"{standing['composite']['objectives'][name]:.3f}" for name in SCORES[:4]),
+                f"{figures['drive-test/success']:.3f}",
+                f"{figures['drive-critical/success']:.3f}",
+                f"{network['latency_ms']:.1f}",
+                "front" if standing["rank"] == 0 else f"by {standing['dominated_by']}",
+            ]
+        )
+    head = ("training", "composite", *SCORES[:4], "`test`", "`critical`", "latency [ms]", "dominated")
+    return table(head, rows)
+
+
+def closed_loop_table(results: Mapping[str, Any]) -> str:
+    """Everybody who drove."""
+    by_suite = results["experiment"]["closed_loop"]
+    rows = []
+    for policy in POLICIES:
+        cells = [policy]
+        for found in by_suite.values():
+            if policy not in found:
+                cells += ["–", "–", "–"]
+                continue
+            figures = found[policy]
+            low, high = figures["success_rate_ci95"]
+            cells += [
+                str(figures["episodes"]),
+                f"{figures['success_rate']:.3f} ({low:.2f} … {high:.2f})",
+                f"{figures['at_fault_collision_rate']:.3f}",
+            ]
+        rows.append(cells)
+    head = [f"`{suite}` {what}" for suite in by_suite for what in ("drives", "success", "at fault")]
+    return table(("policy", *head), rows)
+
+
+def ablation_table(results: Mapping[str, Any]) -> str:
+    """Scores of validation clips by group: mean over seeds, and the seeds' range of the mean score."""
+    groups = results["ablations"]["groups"]
+    base = [seed["clips_per_s"] for seed in groups["fixed"].values()]
+    rows = []
+    for name, seeds in groups.items():
+        runs = list(seeds.values())
+        means = [run["validation"]["score/mean"] for run in runs]
+        rows.append(
+            [
+                name,
+                str(len(runs)),
+                *(f"{np.mean([run['validation'][f'score/{s}'] for run in runs]):.3f}" for s in SCORES),
+                f"{min(means):.3f} … {max(means):.3f}",
+                f"{np.median([run['clips_per_s'] for run in runs]) / np.median(base):.2f}",
+            ]
+        )
+    order = {"fixed": 0, "no-curriculum": 8, "no-memory": 9}
+    rows.sort(key=lambda cells: (order.get(cells[0], 1), cells[0]))
+    return table(("training", "seeds", *SCORES, "mean, seeds", "speed"), rows)
+
+
+def cosine_table(results: Mapping[str, Any]) -> str:
+    """Cosines between objectives' gradients."""
+    runs = list(results["ablations"]["groups"]["fixed"].values())
+    names = sorted(runs[0]["cosines"])
+    values = [[f"{np.mean([run['cosines'][name] for run in runs]):+.2f}".replace("-", "−") for name in names]]
+    return table([name.replace("/", " · ") for name in names], values)
+
+
+def robustness_table(results: Mapping[str, Any]) -> str:
+    """Each sensor lost, each degradation."""
+    rows = []
+    for found in results["robustness"]["cases"]:
+        low, high = found["success_rate_ci95"]
+        cells = [
+            found["degradation"],
+            f"{found['strength']:.2f}" if found["group"] == "degraded" else "",
+            f"{found['success_rate']:.2f} ({low:.2f} … {high:.2f})",
+            f"{found['at_fault_collision_rate']:.2f}",
+        ]
+        against = found["against_nothing"]["success"]
+        if found["group"] == "nothing":
+            rows.append([*cells, "—"])
+        else:
+            change = f"{against['difference']:+.2f}".replace("-", "−")
+            rows.append([*cells, f"{change} ({interval(against['difference_ci95'], 2)})"])
+    return table(("what is wrong", "strength", "success", "at fault", "success against nothing wrong"), rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "joint-modular": ("experiment", joint_table),
+    "trainings": ("experiment", seeds_table),
+    "closed-loop": ("experiment", closed_loop_table),
+    "ablations": ("ablations", ablation_table),
+    "cosines": ("ablations", cosine_table),
+    "robustness": ("robustness", robustness_table),
+}
+
+
+def with_tables(text: str, results: Mapping[str, Any]) -> str:
+    """A document with its tables renewed.
+
+    Raises:
+        InputError: If it has a place for an unknown table, or one whose section is missing.
+    """
+
+    def renewed(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise InputError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        section, make = TABLES[name]
+        if section not in results:
+            raise InputError(f"table {name!r} needs section {section!r}, which results.json does not have")
+        return f"<!-- results: {name} -->\n\n{make(results)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- results: ([\w-]+) -->.*?<!-- end -->", renewed, text, flags=re.DOTALL)
+
+
+def sections(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Those whose directory was given."""
+    if options.experiment:
+        yield "experiment", experiment_section(options.experiment)
+    if options.rates:
+        yield "rates", ablation_section(options.rates)
+    if options.ablations:
+        yield "ablations", ablation_section(options.ablations)
+    if options.robustness:
+        yield "robustness", json.loads(options.robustness.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Exit code 0, or 2 if something is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--experiment", type=Path, help="directory of `run_experiments.py nano`")
+    parser.add_argument("--rates", type=Path, help="of `run_experiments.py learning-rate`")
+    parser.add_argument("--ablations", type=Path, help="of `run_experiments.py ablations`")
+    parser.add_argument("--robustness", type=Path, help="robustness.json of `measure_robustness.py`")
+    parser.add_argument("--results", type=Path, default=DOCS / "results.json")
+    parser.add_argument("--document", type=Path, default=DOCS / "results.md")
+    options = parser.parse_args()
+    try:
+        results: dict[str, Any] = {}
+        if options.results.is_file():
+            results = json.loads(options.results.read_text(encoding="utf-8"))
+        for name, section in sections(options):
+            results[name] = {"gathered_at_commit": git_commit(), **section}
+        document = json.dumps(finite(results), indent=1, sort_keys=True, allow_nan=False)
+        options.results.write_text(document + "\n", encoding="utf-8")
+        text = options.document.read_text(encoding="utf-8")
+        options.document.write_text(with_tables(text, finite(results)), encoding="utf-8")
+    except E2EPerceptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
