@@ -208,7 +208,16 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
             for place, suite, spoiled in drives:
                 directory = evaluation / place
                 arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
-                arguments += ["--rig", experiment.rig, "--workers", "1", "--out", directory, "--json", *spoiled]
+                arguments += [
+                    "--rig",
+                    experiment.rig,
+                    "--workers",
+                    "1",
+                    "--out",
+                    directory,
+                    "--json",
+                    *spoiled,
+                ]
                 makes = directory / "summary.json"
                 add(f"{place}/{label}", "drive", makes, arguments, [f"export/{label}"])
     policies = [(name, name, ()) for name in experiment.controls]

@@ -26,6 +26,8 @@ COST_TERMS = ("imitation", "collision", "drivable", "comfort", "progress", "rout
 LIDAR_CHANNELS = ("ground", "low", "middle", "high", "max_height", "intensity", "log_count")
 LIDAR_SLICES = (-0.5, 0.3, 1.0, 1.8, 3.5)  # [m] edges of the four occupancy slices above base_link
 RADAR_CHANNELS = ("log_count", "doppler_x", "doppler_y", "rcs")
+RADAR_COUNT_SCALE = 15.0  # radar returns in a cell at which its `log_count` is 1; it may exceed 1
+DOPPLER_SCALE = 10.0  # [m/s] at which a Doppler channel is 1
 
 
 class NetworkConfig(BaseModel):

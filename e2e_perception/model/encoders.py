@@ -5,11 +5,19 @@ Legend: B batch, N cameras, C channels, H W image, Y X BEV cells, Z lift heights
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2e_perception.core.network_config import LIDAR_CHANNELS, RADAR_CHANNELS, NetworkConfig
+from e2e_perception.core.network_config import (
+    DOPPLER_SCALE,
+    LIDAR_CHANNELS,
+    RADAR_CHANNELS,
+    RADAR_COUNT_SCALE,
+    NetworkConfig,
+)
 from e2e_perception.model.layers import ConvNorm, Residual
 
 IMAGE_STRIDE = 8
@@ -144,6 +152,23 @@ def _encode(encoder: nn.Module, raster_BCYX: Tensor, valid_BS: Tensor, absent_C:
     any_valid = valid_BS.amax(1)[:, None, None, None] > 0.5
     clean = torch.where(any_valid, raster_BCYX, raster_BCYX.new_zeros(()))
     return _present(encoder(clean), valid_BS, absent_C)
+
+
+def doppler_sums(inputs: dict[str, Tensor], stride: int) -> Tensor:
+    """Radar returns per BEV cell and the sum of their Doppler vectors, undone from the raster's scales.
+
+    Args:
+        inputs: `radar_raster` (B, 4, stride Y, stride X) and `radar_valid` of the contract.
+        stride: Raster cells per BEV cell.
+    Returns:
+        (B, 3, Y, X): number of returns, and number times mean Doppler x, y [m/s]; 0 without a radar.
+    """
+    any_valid = inputs["radar_valid"].amax(1)[:, None, None, None] > 0.5
+    raster = torch.where(any_valid, inputs["radar_raster"], inputs["radar_raster"].new_zeros(()))
+    named = dict(zip(RADAR_CHANNELS, raster.split(1, 1), strict=True))
+    number = (named["log_count"] * math.log1p(RADAR_COUNT_SCALE)).exp() - 1.0
+    vector = torch.cat([named["doppler_x"], named["doppler_y"]], 1) * DOPPLER_SCALE
+    return F.avg_pool2d(torch.cat([number, number * vector], 1), stride) * float(stride**2)
 
 
 class BevMemory(nn.Module):

@@ -10,20 +10,26 @@ K classes, D token width, F futures, S horizon steps, P plan proposals, R route 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.network_config import BOX_FIELDS, BOX_STD_FIELDS, EGO_FIELDS, NetworkConfig
-from e2e_perception.model.encoders import BevEncoder, BevMemory
+from e2e_perception.model.encoders import BevEncoder, BevMemory, doppler_sums
 from e2e_perception.model.layers import Attention, FeedForward, GatedUpdate, Mlp, sample_bev
 from e2e_perception.model.planning import Planner
 
 MASKED = -1.0e4
 LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
 MAX_LOG_VAR = 6.0
-GAIN_BIAS, KEEP_BIAS = -1.5, 3.0  # the filter's gain begins at a fifth, its share of the velocity at 0.95
+# The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as if
+# what was known at first were worth a sighting. What one frame alone says is weighed by these standard
+# deviations [m/s], of the filter at its first step (it falls like n^-1.5), of the radar, and of a guess.
+MAX_SIGHTINGS = 10.0
+FILTER_STD, RADAR_STD, GUESS_STD = 5.0, 3.0, 10.0
 # Sizes are predicted relative to these (length, width, height) [m].
 MEAN_SIZE = (4.2, 1.8, 1.6)
 
@@ -79,18 +85,65 @@ class DetectionHead(nn.Module):
         return heat, self.maps(bev_BCYX), token, centres, centres + self.offset(token), logits
 
 
+class RadarVelocity(nn.Module):
+    """What radar returns on a box say of its velocity (RadarNet, Yang et al. 2020).
+
+    A return measures the part of the velocity along its line of sight. Whoever moves along their heading h at
+    speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d). Returns
+    from across, where h . d is small, say little and weigh little.
+    """
+
+    ALONG, ACROSS = (-1.0, -0.5, 0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)  # in half lengths and half widths
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        grid = config.bev_grid
+        self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
+        places = [(along, across) for along in self.ALONG for across in self.ACROSS]
+        self.register_buffer("places_J2", torch.tensor(places), persistent=False)
+
+    def forward(
+        self, doppler_B3YX: Tensor, points_BQ2: Tensor, heading_BQ2: Tensor, log_size_BQ3: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities (B, Q, 2) [m/s] and how much they are worth (B, Q, 1), 0 to 1.
+
+        Args:
+            doppler_B3YX: From `encoders.doppler_sums`.
+            points_BQ2: Centres [m]. heading_BQ2: (cos, sin). log_size_BQ3: Of length, width, height [m].
+        """
+        half_BQ12 = 0.5 * log_size_BQ3[:, :, None, :2].clamp(max=3.0).exp()
+        along, across = (half_BQ12 * self.places_J2).unbind(-1)
+        cosine, sine = heading_BQ2[:, :, None].unbind(-1)
+        offset = torch.stack([cosine * along - sine * across, sine * along + cosine * across], -1)
+        places = points_BQ2[:, :, None] + offset  # (B, Q, J, 2)
+        sums = sample_bev(doppler_B3YX, places.flatten(1, 2), self.extent).unflatten(1, places.shape[1:3])
+        returns, d = sums[..., 0], sums[..., 1:] / sums[..., :1].clamp(min=0.05)
+        along_heading = (d * heading_BQ2[:, :, None]).sum(-1)
+        square = d.square().sum(-1)
+        speed = square * along_heading / (along_heading.square() + 0.05 * square + 0.01)
+        weight = returns * along_heading.square() / (square + 0.01)
+        total = weight.sum(-1, keepdim=True)
+        mean = (weight * speed).sum(-1, keepdim=True) / total.clamp(min=1e-3)
+        return mean * heading_BQ2, total / (total + 0.5)
+
+
 class BoxHead(nn.Module):
     """Box, velocity and their log-variances from a token (heteroscedastic: Kendall & Gal 2017).
 
-    The velocity is that of a Kalman filter with learned gains: what memory expects, corrected by how far the
-    object is from where it was expected, blended with what this frame alone says (Doppler). All of it is
-    convex, so that an error dies out however long a track lives.
+    The velocity is that of a Kalman filter: what memory expects, corrected by how far the object is from
+    where it was expected, blended with what this frame alone says, by radar or by a guess. Gains start from
+    those of an expanding-memory filter, which fall with the number of sightings (Brookner 1998), and are
+    corrected by what is learned. All of it is convex, so that an error dies out however long a track lives.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         d = config.token_channels
         self.mlp = Mlp(d, d, len(BOX_FIELDS) - 2 + len(BOX_STD_FIELDS) + 4, norm=True)
+        self.radar = RadarVelocity(config)
+        self.trust_radar = nn.Linear(d, 1)
+        nn.init.zeros_(self.trust_radar.weight)
+        nn.init.constant_(self.trust_radar.bias, 2.0)
         self.frame_period_s = config.frame_period_s
         self.register_buffer("log_size_3", torch.tensor(MEAN_SIZE).log(), persistent=False)
 
@@ -98,18 +151,22 @@ class BoxHead(nn.Module):
         self,
         token_BQD: Tensor,
         points_BQ2: Tensor,
+        doppler_B3YX: Tensor,
         known_BQ1: Tensor,
         velocity_BQ2: Tensor,
         innovation_BQ2: Tensor,
+        sightings_BQ1: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Boxes from tokens.
 
         Args:
             token_BQD: Query tokens after the association.
             points_BQ2: Object centres [m].
+            doppler_B3YX: From `encoders.doppler_sums`.
             known_BQ1: How far each is a remembered track, 0 to 1.
             velocity_BQ2: Expected from memory [m/s], times `known_BQ1`.
             innovation_BQ2: Where the object is against where it was expected [m], times `known_BQ1`.
+            sightings_BQ1: In how many frames the object has been seen, this one included.
         Returns:
             Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4), `BOX_STD_FIELDS`.
         """
@@ -118,10 +175,21 @@ class BoxHead(nn.Module):
         log_size = self.log_size_3 + raw[..., 1:4].clamp(-3.0, 3.0)
         heading = raw[..., 4:6]
         heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-4).sqrt()
-        gain = (raw[..., 12:14] + GAIN_BIAS).sigmoid()
+
+        # What this frame alone says. A wrong velocity is no reason to turn the box: no gradient that way.
+        box = (points_BQ2.detach(), heading.flip(-1).detach(), log_size.detach())
+        radar, worth = self.radar(doppler_B3YX, *box)
+        worth = worth * self.trust_radar(token_BQD).sigmoid()
+        guess = 10.0 * raw[..., 6:8]
+        instant = guess + worth * (radar - guess)
+        log_instant_std = math.log(GUESS_STD) + worth * math.log(RADAR_STD / GUESS_STD)
+        # What it says with memory. The logit of 1 / (n + 1) is -log n.
+        steps = (sightings_BQ1 - 1.0).clamp(1.0, MAX_SIGHTINGS)
+        gain = (raw[..., 12:14] - steps.log()).sigmoid()
         filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
-        keep = (raw[..., 14:16] + KEEP_BIAS).sigmoid()
-        velocity = keep * filtered + (1.0 - known_BQ1 * keep) * 10.0 * raw[..., 6:8]
+        log_filter_std = math.log(FILTER_STD) - 1.5 * steps.log()
+        keep = (raw[..., 14:16] + 2.0 * (log_instant_std - log_filter_std)).sigmoid()
+        velocity = keep * filtered + (1.0 - known_BQ1 * keep) * instant
         log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var
 
@@ -151,16 +219,17 @@ class Associator(nn.Module):
         track_tokens_BMD: Tensor,
         track_boxes_BM10: Tensor,
         track_valid_BM: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Associate.
 
         Args:
             query_BQD: Query tokens. points_BQ2: Their centres as this frame shows them [m].
             track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
-            Updated query tokens (B, Q, D), track tokens for the decoder (B, M, D), the affinity
-            (B, M+1, Q+1) in log-probabilities, and what memory knows of each query: how far it is a
-            remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its innovation (B, Q, 2) [m].
+            Updated query tokens (B, Q, D), the last channel of which counts sightings; track tokens for the
+            decoder (B, M, D); the affinity (B, M+1, Q+1) in log-probabilities; and what memory knows of each
+            query: how far it is a remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its
+            innovation (B, Q, 2) [m], its sightings (B, Q, 1).
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))
@@ -194,7 +263,11 @@ class Associator(nn.Module):
         velocity_BQ2 = assignment_BQM @ boxes[..., 8:10]
         evidence = torch.cat([innovation_BQ2, velocity_BQ2 / 10.0, known_BQ1], -1)
         updated = self.update(query_BQD + self.evidence(evidence), remembered)
-        remembered_motion = known_BQ1, velocity_BQ2, innovation_BQ2
+        # A count is remembered, not learned; it has no gradient.
+        counts_BM1 = MAX_SIGHTINGS * tokens[..., -1:]
+        sightings_BQ1 = (1.0 + (assignment_BQM @ counts_BM1).detach()).clamp(max=1.0 + MAX_SIGHTINGS)
+        updated = torch.cat([updated[..., :-1], sightings_BQ1 / MAX_SIGHTINGS], -1)
+        remembered_motion = known_BQ1, velocity_BQ2, innovation_BQ2, sightings_BQ1
         return updated, track, affinity.clamp(min=LEAST_LOG_PROBABILITY), remembered_motion
 
 
@@ -272,16 +345,20 @@ class JointNetwork(nn.Module):
         self.planner = Planner(config)
 
     def encode(self, inputs: Tensors) -> Tensor:
-        """The part without memory: sensors to BEV features (B, C, Y, X). Training batches it over a clip."""
+        """The part without memory: sensors to BEV features. Training batches it over a clip.
+
+        Returns:
+            (B, C + 3, Y, X): features, and after them `encoders.doppler_sums` as they are.
+        """
         if self.config.blind:
             inputs = {**inputs, **{name: torch.zeros_like(inputs[name]) for name in VALIDITY}}
-        return self.encoder(inputs)
+        return torch.cat([self.encoder(inputs), doppler_sums(inputs, self.config.bev_stride)], 1)
 
-    def step(self, bev_BCYX: Tensor, inputs: Tensors, boost_BYX: Tensor | None = None) -> Tensors:
+    def step(self, encoded_BCYX: Tensor, inputs: Tensors, boost_BYX: Tensor | None = None) -> Tensors:
         """One frame from BEV features on.
 
         Args:
-            bev_BCYX: From `encode`.
+            encoded_BCYX: From `encode`.
             inputs: The contract's remaining inputs, batch first.
             boost_BYX: See `DetectionHead`; None outside training.
         Returns:
@@ -290,9 +367,11 @@ class JointNetwork(nn.Module):
         """
         cut = torch.Tensor.detach if self.config.interfaces == "detached" else _identity
 
+        now_BCYX, doppler_B3YX = encoded_BCYX[:, :-3], encoded_BCYX[:, -3:]
+
         # 1. Time: what was seen before, moved to where it is now.
         bev, memory_next = self.memory(
-            bev_BCYX, inputs["bev_memory"], inputs["bev_theta"], inputs["memory_valid"]
+            now_BCYX, inputs["bev_memory"], inputs["bev_theta"], inputs["memory_valid"]
         )
 
         # 2. Detection: a heatmap, its peaks, a token for each.
@@ -302,7 +381,7 @@ class JointNetwork(nn.Module):
         query, track, affinity, remembered_motion = self.associator(
             query, points, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
         )
-        query_boxes, query_log_var = self.boxes(query, points, *remembered_motion)
+        query_boxes, query_log_var = self.boxes(query, points, doppler_B3YX, *remembered_motion)
 
         # 4. Motion: detections and remembered, now unseen tracks alike have futures.
         track_boxes = torch.where(

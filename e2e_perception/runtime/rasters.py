@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.bev import BevGrid
-from e2e_perception.core.network_config import LIDAR_CHANNELS, LIDAR_SLICES, RADAR_CHANNELS
+from e2e_perception.core.network_config import (
+    DOPPLER_SCALE,
+    LIDAR_CHANNELS,
+    LIDAR_SLICES,
+    RADAR_CHANNELS,
+    RADAR_COUNT_SCALE,
+)
 
 OCCUPANCY_FULL = 15  # points in a cell and slice at which its occupancy is 1
 LIDAR_COUNT_SCALE = 255.0  # points in a cell at which `log_count` is 1; it may exceed 1
-RADAR_COUNT_SCALE = 15.0
 HEIGHT_SCALE = 4.0  # [m]
-DOPPLER_SCALE = 10.0  # [m/s]
 RCS_SCALE = 20.0  # [dBsm]
 
 _NUM_SLICES = len(LIDAR_SLICES) - 1

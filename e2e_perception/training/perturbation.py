@@ -142,7 +142,7 @@ def cross_modal_consistency(model: JointNetwork, batch: Batch) -> Tensor:
     # In one batch, so that both are normalised by the same statistics.
     both = {name: torch.cat([by_cameras[name], by_lidar[name]]) for name in sensors}
     with statistics_kept(model):
-        features = model.encode(both)
+        features = model.encode(both)[:, :-3]  # without the Doppler sums
         state = model.initial_state(2 * num_frames, features.device)
         seen, _ = model.memory(features, state["bev_memory"], state["bev_theta"], state["memory_valid"])
         heat_logits, *_ = model.detection(seen, None)

@@ -87,7 +87,7 @@ class Rollout:
         losses: Scalars by name (`model.losses.LOSSES`), over all frames; empty if not asked for.
         matches: Per frame, the label slot of each query (B, Q), -1 for none.
         memory_ids: Per frame, identities of the remembered tracks that went in (B, M).
-        features_BTCYX: What `JointNetwork.encode` made of the sensors.
+        features_BTCYX: What `JointNetwork.encode` made of the sensors, Doppler sums included.
     """
 
     frames: list[dict[str, Tensor]]

@@ -1,41 +1,73 @@
-"""What a track's memory does to its velocity: a filter that settles, and cannot run away."""
+"""What a track's memory does to its velocity: a filter that settles, and cannot run away; and the radar."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import pytest
 import torch
 from synthetic import SMALL
 
-from e2e_perception.model.network import BoxHead
+from e2e_perception.core.boxes import footprint_corners_N42
+from e2e_perception.model.encoders import doppler_sums
+from e2e_perception.model.network import MAX_SIGHTINGS, Associator, BoxHead, RadarVelocity
+from e2e_perception.runtime.rasters import radar_raster
 
 PERIOD = SMALL.frame_period_s
+SILENT = torch.zeros(1, 3, *SMALL.bev_grid.shape)  # no radar return anywhere
 
 
-def follow(head: BoxHead, truth: torch.Tensor, start: torch.Tensor, frames: int) -> list[torch.Tensor]:
+def follow(
+    head: BoxHead, truth: torch.Tensor, start: torch.Tensor, frames: int, noise: float = 0.0
+) -> list[torch.Tensor]:
     """Velocities (1, 1, 2) of one object that moves at `truth`, remembered at `start` before."""
     token = torch.zeros(1, 1, SMALL.token_channels)
-    point, velocity, found = torch.zeros(1, 1, 2), start, []
-    for _ in range(frames):
+    true_point, velocity, found = torch.zeros(1, 1, 2), start, []
+    point = true_point + noise * torch.randn(1, 1, 2)
+    for number in range(frames):
         expected = point + velocity * PERIOD
-        point = point + truth * PERIOD
-        boxes, _ = head(token, point, torch.ones(1, 1, 1), velocity, point - expected)
+        true_point = true_point + truth * PERIOD
+        point = true_point + noise * torch.randn(1, 1, 2)
+        sightings = torch.full((1, 1, 1), min(number + 2.0, 1.0 + MAX_SIGHTINGS))
+        boxes, _ = head(token, point, SILENT, torch.ones(1, 1, 1), velocity, point - expected, sightings)
         velocity = boxes[..., 8:10]
         found.append(velocity)
     return found
 
 
-@torch.no_grad()
-def test_an_untrained_filter_already_tends_to_the_true_velocity() -> None:
+def untrained() -> BoxHead:
     torch.manual_seed(0)
     head = BoxHead(SMALL)
     head.mlp[-1].weight.zero_()
     head.mlp[-1].bias.zero_()
+    return head
+
+
+@torch.no_grad()
+def test_an_untrained_filter_already_tends_to_the_true_velocity() -> None:
     truth = torch.tensor([[[8.0, -2.0]]])
-    found = follow(head, truth, torch.zeros(1, 1, 2), 40)
+    found = follow(untrained(), truth, torch.zeros(1, 1, 2), 40)
     errors = [float((velocity - truth).norm()) for velocity in found]
-    assert errors[0] > 6.0
-    # What this frame says is 0 here, and still has a twentieth of the say.
-    assert errors[-1] < 0.3 * errors[0]
-    assert all(later <= earlier + 1e-4 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert errors[0] > 3.0
+    # What this frame says is 0 here, and hardly has a say.
+    assert errors[9] < 0.25 * errors[0]
+    assert errors[-1] < 0.02 * errors[0]
+    assert all(later <= earlier + 1e-2 for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+@torch.no_grad()
+def test_an_untrained_filter_averages_noise_away_as_sightings_add_up() -> None:
+    head, truth = untrained(), torch.tensor([[[8.0, -2.0]]])
+    errors = np.array(
+        [
+            [float((v - truth).norm()) for v in follow(head, truth, torch.zeros(1, 1, 2), 12, noise=0.4)]
+            for _ in range(40)
+        ]
+    ).mean(axis=0)
+    # Two positions 0.4 m off say 0.4 * sqrt 2 / 0.1 = 5.7 m/s; ten frames say a tenth of that and a bit.
+    assert errors[0] > 3.0
+    assert errors[9] < 1.2
 
 
 @torch.no_grad()
@@ -57,9 +89,58 @@ def test_whatever_has_been_learned_velocities_stay_bounded() -> None:
 
 
 @torch.no_grad()
-def test_a_new_object_has_the_velocity_that_this_frame_says() -> None:
+def test_a_new_object_without_radar_has_the_velocity_that_this_frame_says() -> None:
     torch.manual_seed(0)
     head = BoxHead(SMALL)
     token, nothing = torch.randn(1, 3, SMALL.token_channels), torch.zeros(1, 3, 2)
-    boxes, _ = head(token, nothing, torch.zeros(1, 3, 1), nothing, nothing)
+    boxes, _ = head(token, nothing, SILENT, torch.zeros(1, 3, 1), nothing, nothing, torch.ones(1, 3, 1))
     torch.testing.assert_close(boxes[..., 8:10], 10.0 * head.mlp(token)[..., 6:8])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("yaw_deg", "speed"), [(180.0, 12.0), (0.0, 7.0), (40.0, 9.0), (-120.0, 0.0)])
+def test_returns_on_a_box_give_its_velocity_by_its_heading(yaw_deg: float, speed: float) -> None:
+    yaw = math.radians(yaw_deg)
+    centre = np.array([11.0, 3.0])
+    corners = footprint_corners_N42(centre[None], np.array([[4.2, 1.8]]), np.array([yaw]))[0]
+    points = np.concatenate([corners, centre[None]])
+    sight = points / np.linalg.norm(points, axis=1, keepdims=True)
+    velocity = speed * np.array([math.cos(yaw), math.sin(yaw)])
+    doppler = (sight @ velocity)[:, None] * sight
+    raster = radar_raster(
+        np.c_[points, np.zeros(len(points))].astype(np.float32),
+        doppler.astype(np.float32),
+        np.zeros(len(points), np.float32),
+        SMALL.grid,
+    )
+    inputs = {"radar_raster": torch.from_numpy(raster)[None], "radar_valid": torch.ones(1, 3)}
+    sums = doppler_sums(inputs, SMALL.bev_stride)
+    assert float(sums[:, 0].sum()) == pytest.approx(len(points), rel=1e-4)
+    where, heading = torch.tensor([[[11.0, 3.0]]]), torch.tensor([[[math.cos(yaw), math.sin(yaw)]]])
+    size = torch.tensor([[[4.2, 1.8, 1.6]]]).log()
+    radar = RadarVelocity(SMALL)
+    found, worth = radar(sums.float(), where, heading, size)
+    np.testing.assert_allclose(found[0, 0].numpy(), velocity, atol=0.1 * speed + 0.05)
+    assert float(worth) > (0.3 if speed else -1.0)
+    # A box that points the other way at the same speed backwards is the same motion.
+    backwards, _ = radar(sums.float(), where, -heading, size)
+    torch.testing.assert_close(backwards, found, atol=1e-4, rtol=1e-4)
+    # Elsewhere there is nothing to be heard.
+    _, nothing = radar(sums.float(), torch.tensor([[[3.0, -8.0]]]), heading, size)
+    assert float(nothing) == 0.0
+
+
+@torch.no_grad()
+def test_sightings_are_counted_from_memory_to_memory() -> None:
+    torch.manual_seed(0)
+    associator = Associator(SMALL)
+    point = torch.tensor([[[5.0, 1.0]]])
+    tokens, boxes = torch.randn(1, 1, SMALL.token_channels), torch.zeros(1, 1, 10)
+    boxes[..., :2], tokens[..., -1] = point, 3.0 / MAX_SIGHTINGS
+    query = torch.randn(1, 1, SMALL.token_channels)
+    for valid in (1.0, 0.0):
+        updated, *_, (known, _, _, sightings) = associator(
+            query, point, tokens, boxes, torch.full((1, 1), valid)
+        )
+        assert float(sightings) == pytest.approx(1.0 + 3.0 * float(known), abs=1e-5)
+        assert float(updated[..., -1]) == pytest.approx(float(sightings) / MAX_SIGHTINGS, abs=1e-6)
