@@ -25,8 +25,8 @@ from e2e_perception.model.planning import Planner
 MASKED = -1.0e4
 LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
 MAX_LOG_VAR = 6.0
-# The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as if
-# what was known at first were worth a sighting. What one frame alone says is weighed by these standard
+# The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as
+# if what was known at first were worth a sighting. What one frame alone says is weighed by these standard
 # deviations [m/s], of the filter at its first step (it falls like n^-1.5), of the radar, and of a guess.
 MAX_SIGHTINGS = 10.0
 FILTER_STD, RADAR_STD, GUESS_STD = 5.0, 3.0, 10.0
@@ -88,9 +88,9 @@ class DetectionHead(nn.Module):
 class RadarVelocity(nn.Module):
     """What radar returns on a box say of its velocity (RadarNet, Yang et al. 2020).
 
-    A return measures the part of the velocity along its line of sight. Whoever moves along their heading h at
-    speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d). Returns
-    from across, where h . d is small, say little and weigh little.
+    A return measures the part of the velocity along its line of sight. Whoever moves along their heading h
+    at speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d).
+    Returns from across, where h . d is small, say little and weigh little.
     """
 
     ALONG, ACROSS = (-1.0, -0.5, 0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)  # in half lengths and half widths
