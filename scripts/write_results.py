@@ -1,8 +1,8 @@
 """Gather what experiments left into docs/results.json, and print its tables into docs/results.md.
 
     python scripts/write_results.py --experiment runs/nano --rates runs/rate --ablations runs/ablations \
-        --drives runs/drives --robustness runs/robustness/robustness.json
-    python scripts/write_results.py --tables-only
+        --robustness runs/robustness/robustness.json
+    python scripts/write_results.py   # the tables alone, from docs/results.json
 
 The tables stand between `<!-- results: NAME -->` and `<!-- end -->`; what is around them is written by hand.
 Sections whose directory is not given keep what docs/results.json already says.
@@ -129,11 +129,13 @@ def dataset(path: Path) -> dict[str, Any]:
 
 def training_facts(run: Path) -> dict[str, Any]:
     """Steps, seconds of the optimiser's loop, speed and data stalls of a run, and its last validation."""
+    from e2e_perception.training.checkpoint import load_checkpoint
+
+    size = load_checkpoint(run).facts["training"]["batch_clips"]
     rows, validations = [], []
     for line in (run / "losses.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         (validations if "figures" in row else rows).append(row)
-    size = 8.0
     return {
         "steps": rows[-1]["step"],
         "hours": sum(size / row["clips_per_s"] for row in rows) / 3600.0,
@@ -293,6 +295,16 @@ def ablation_table(results: Mapping[str, Any]) -> str:
     return table(("training", "seeds", *SCORES, "mean, seeds", "speed"), rows)
 
 
+def rate_table(results: Mapping[str, Any]) -> str:
+    """Scores by which the learning rates were chosen."""
+    rows = []
+    for name, seeds in sorted(results["rates"]["groups"].items()):
+        for seed, run in sorted(seeds.items()):
+            figures = run["validation"]
+            rows.append([name, seed, *(f"{figures[f'score/{s}']:.3f}" for s in SCORES)])
+    return table(("training", "seed", *SCORES), rows)
+
+
 def cosine_table(results: Mapping[str, Any]) -> str:
     """Cosines between objectives' gradients."""
     runs = list(results["ablations"]["groups"]["fixed"].values())
@@ -325,6 +337,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "joint-modular": ("experiment", joint_table),
     "trainings": ("experiment", seeds_table),
     "closed-loop": ("experiment", closed_loop_table),
+    "learning-rates": ("rates", rate_table),
     "ablations": ("ablations", ablation_table),
     "cosines": ("ablations", cosine_table),
     "robustness": ("robustness", robustness_table),
@@ -380,8 +393,9 @@ def main() -> int:
             results = json.loads(options.results.read_text(encoding="utf-8"))
         for name, section in sections(options):
             results[name] = {"gathered_at_commit": git_commit(), **section}
-        document = json.dumps(finite(results), indent=1, sort_keys=True, allow_nan=False)
-        options.results.write_text(document + "\n", encoding="utf-8")
+        if results:
+            document = json.dumps(finite(results), indent=1, allow_nan=False)
+            options.results.write_text(document + "\n", encoding="utf-8")
         text = options.document.read_text(encoding="utf-8")
         options.document.write_text(with_tables(text, finite(results)), encoding="utf-8")
     except E2EPerceptionError as error:

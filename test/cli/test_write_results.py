@@ -1,0 +1,56 @@
+"""The script behind docs/results.md: its tables are those of docs/results.json, and wrong places are named."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from e2e_perception.core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "write_results.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_results", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["write_results"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(score: float, speed: float = 10.0) -> dict[str, object]:
+    scores = ("recognition", "tracking", "prediction", "planning", "mean")
+    return {"clips_per_s": speed, "validation": {f"score/{name}": score for name in scores}, "cosines": {}}
+
+
+def test_the_published_tables_are_those_of_the_published_figures(script: ModuleType) -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    assert "<!-- results: " in text
+    assert script.with_tables(text, results) == text
+
+
+def test_a_table_takes_the_place_of_the_old_one_and_nothing_else(script: ModuleType) -> None:
+    groups = {"fixed": {"0": run(0.5), "1": run(0.7)}, "mgda": {"0": run(0.4, 5.0)}}
+    text = "before\n<!-- results: ablations -->\nold\n<!-- end -->\nafter\n"
+    made = script.with_tables(text, {"ablations": {"groups": groups}})
+    assert made.startswith("before\n<!-- results: ablations -->\n") and made.endswith("<!-- end -->\nafter\n")
+    assert "old" not in made
+    assert "| fixed | 2 | 0.600 |" in made and "0.500 … 0.700 | 1.00 |" in made
+    assert "| mgda | 1 | 0.400 |" in made and "| 0.50 |" in made
+    assert script.with_tables(made, {"ablations": {"groups": groups}}) == made
+
+
+def test_a_place_for_nothing_is_an_error(script: ModuleType) -> None:
+    with pytest.raises(InputError, match="no table 'luck'"):
+        script.with_tables("<!-- results: luck --><!-- end -->", {})
+    with pytest.raises(InputError, match="needs section 'ablations'"):
+        script.with_tables("<!-- results: ablations --><!-- end -->", {})
