@@ -242,6 +242,12 @@ def test_an_index_of_nothing_is_an_empty_table(tmp_path):
     assert "<tr data-flags" not in write_index(tmp_path, [], []).read_text(encoding="utf-8")
 
 
+def test_a_policy_of_which_no_episode_could_be_driven_has_dashes_for_means(tmp_path):
+    nothing = replace(outcome(bare_record()), success=False, policy_failure=True, comfort_share=float("nan"))
+    page = write_index(tmp_path, [nothing], [""]).read_text(encoding="utf-8")
+    assert "<td>–</td>" in page and "100.0 %" in page  # comfort, and policy failures
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 WATCH = """<script>
