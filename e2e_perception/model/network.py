@@ -259,7 +259,10 @@ class Associator(nn.Module):
         # What a Kalman filter would look at: the innovation, against what was expected. In metres, for its
         # decimetres would drown in a token's coordinates; the box head turns them into a correction.
         known_BQ1 = assignment_BQM.sum(-1, keepdim=True)
-        innovation_BQ2 = (known_BQ1 * points_BQ2 - assignment_BQM @ boxes[..., :2]).clamp(-4.0, 4.0)
+        # Summed over offsets: a difference of sums over positions would lose digits that a tenth of a second
+        # multiplies by ten.
+        weighted_BMQ2 = assignment_BQM.transpose(1, 2)[..., None] * offset
+        innovation_BQ2 = weighted_BMQ2.sum(1).clamp(-4.0, 4.0)
         velocity_BQ2 = assignment_BQM @ boxes[..., 8:10]
         evidence = torch.cat([innovation_BQ2, velocity_BQ2 / 10.0, known_BQ1], -1)
         updated = self.update(query_BQD + self.evidence(evidence), remembered)
