@@ -165,10 +165,14 @@ def measure(
     Raises:
         InputError: If the store holds no clips of the split.
     """
+    import numpy as np
+
     from e2e_perception.training.evaluate import CONTROLS, evaluate_open_loop
 
     indices = range(len(store)) if split == "all" else store.indices(split).tolist()
-    clips = [(store, index) for index in indices[:max_clips]]
+    if max_clips is not None and len(indices) > max_clips:  # evenly, lest they be of a few scenarios
+        indices = [indices[int(i)] for i in np.linspace(0, len(indices) - 1, max_clips)]
+    clips = [(store, index) for index in indices]
     if not clips:
         raise InputError(f"{store.path} holds no clips of the split {split!r}; name another --split")
     figures: dict[str, float] = {}

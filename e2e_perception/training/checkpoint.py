@@ -127,9 +127,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put moments from `optimizer_tensors` back."""
+    """Put copies of moments from `optimizer_tensors` back."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+        # Copies: the optimiser changes its moments in place, and the checkpoint may be needed again.
+        state.setdefault(int(index), {})[name] = value.cpu().clone() if name == "step" else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -167,6 +167,7 @@ class _Loop:
                 good = run.checkpoint()
             if over or not self.may_go_on:
                 return
+            waiting_since = time.perf_counter()  # not for what was done since
 
     def _sources(self, collect: Collector | None) -> list[Source]:
         """The datasets of the current stage: those given, and what was driven on policy up to now."""
@@ -261,10 +262,15 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
             for module in model.children()
         ]
+        norm = float(torch.stack(norms).norm())
+        if (
+            not math.isfinite(norm) and not run.scaler.is_enabled()
+        ):  # float16's scaler skips such steps itself
+            return _Outcome(math.nan, numbers, norm, balance.weights, cosines)
         run.scaler.step(run.optimizer)
         run.scaler.update()
         distributed.share_buffers(model, self.world)
-        return _Outcome(total, numbers, float(torch.stack(norms).norm()), balance.weights, cosines)
+        return _Outcome(total, numbers, norm, balance.weights, cosines)
 
     def _autocast(self) -> torch.autocast:
         kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -301,9 +307,11 @@ class _Loop:
         rollbacks = run.progress.rollbacks + 1
         if rollbacks > guard.most:
             bad = [name for name, value in outcome.losses.items() if not math.isfinite(value)]
-            what = f"is not finite ({', '.join(bad)})" if bad else f"is {outcome.total:.3g}"
+            what = f"loss is {outcome.total:.3g}"
+            if bad or not math.isfinite(outcome.total):
+                what = f"loss is not finite ({', '.join(bad)})" if bad else "gradient is not finite"
             raise TrainingError(
-                f"the loss {what} at step {run.progress.step} of stage {stage.name}, after {guard.most} "
+                f"the {what} at step {run.progress.step} of stage {stage.name}, after {guard.most} "
                 f"rollbacks in a row; {self.out} keeps the last checkpoint; try a lower learning rate"
             )
         run.restore(good)

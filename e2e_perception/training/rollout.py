@@ -58,6 +58,7 @@ FOR_LOSSES = (
     "plan_logits",
 )
 REMEMBER_SCORE = 0.3  # an unmatched detection above this is remembered, as the robot would
+BIRTH_SCORE = 0.5  # by scores alone: a detection that is no remembered track, as `tracking.birth_score`
 BOOST = 20.0
 
 
@@ -104,6 +105,7 @@ def rollout(
     boost: float,
     with_losses: bool = True,
     recompute: bool = False,
+    remember_by_score: bool = False,
 ) -> Rollout:
     """Run a batch of clips.
 
@@ -112,6 +114,9 @@ def rollout(
         batch: From `ClipDataset`, collated: (B, T, ...).
         boost: 0..1, how strongly true centres are pushed into the queries (early training).
         with_losses: False skips the losses (evaluation).
+        remember_by_score: Labels do not say what is remembered, only which track is which (evaluation).
+            False: an object is remembered however weakly it was seen, so that there is something to
+            associate early on.
         recompute: Save memory: the encoder's activations are computed again in the backward pass (Chen et
             al. 2016).
     """
@@ -150,7 +155,7 @@ def rollout(
         all_matches.append(matches)
         all_ids.append(moved.ids_BM)
         all_track_boxes.append(moved.boxes_BM10)
-        memory = _remember(outputs, labels, matches, moved, config.num_memory)
+        memory = _remember(outputs, labels, matches, moved, config.num_memory, by_score=remember_by_score)
         bev_memory = outputs["bev_memory_next"]
 
     losses = {}
@@ -206,15 +211,25 @@ def _remember(
     matches_BQ: Tensor,
     before: TrackMemory,
     num_memory: int,
+    *,
+    by_score: bool,
 ) -> TrackMemory:
     """The M most worthwhile of this frame's detections and the tracks that it did not see."""
     scores = outputs["query_scores"].detach().amax(-1)
     matched = matches_BQ >= 0
     query_ids = torch.where(matched, labels["ids"].gather(1, matches_BQ.clamp(min=0)), -1)
-    query_worth = torch.where(matched | (scores > REMEMBER_SCORE), 1.0 + scores, torch.zeros_like(scores))
+    same_BMQ = (before.ids_BM[:, :, None] == query_ids[:, None]) & (query_ids >= 0)[:, None]
+    if by_score:
+        goes_on = (same_BMQ & (before.valid_BM > 0.5)[:, :, None]).any(1)
+        kept = scores > torch.where(goes_on, REMEMBER_SCORE, BIRTH_SCORE)
+        around = before.ids_BM >= 0
+    else:
+        kept = matched | (scores > REMEMBER_SCORE)
+        around = label_of_ids(before.ids_BM, labels) >= 0
+    query_worth = torch.where(kept, 1.0 + scores, torch.zeros_like(scores))
     # A track is kept unseen as long as its object is around; a remembered false detection is not.
-    seen_again = ((before.ids_BM[:, :, None] == query_ids[:, None]) & (query_ids >= 0)[:, None]).any(2)
-    alive = (label_of_ids(before.ids_BM, labels) >= 0) & ~seen_again & (before.valid_BM > 0.5)
+    seen_again = (same_BMQ & kept[:, None]).any(2)
+    alive = around & ~seen_again & (before.valid_BM > 0.5)
     worth = torch.cat([query_worth, 0.5 * alive.float()], 1)
     best = worth.topk(num_memory, dim=1)
     valid = (best.values > 0).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Run:
         restore_optimizer(self.optimizer, moved.part("optimizer"))
         if checkpoint.facts["scaler"]:
             self.scaler.load_state_dict(checkpoint.facts["scaler"])
-        self.progress = Progress(**checkpoint.facts["progress"])
+        self.progress = Progress(**copy.deepcopy(checkpoint.facts["progress"]))
         self.digests = list(checkpoint.facts["dataset_digests"])
 
     def save(self, out: Path) -> None:

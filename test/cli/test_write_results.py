@@ -1,4 +1,4 @@
-"""The script behind docs/results.md: its tables are those of docs/results.json, and wrong places are named."""
+"""The script behind docs/results.md: its tables are those of docs/results.json; wrong places are named."""
 
 from __future__ import annotations
 

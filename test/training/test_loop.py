@@ -43,8 +43,10 @@ from e2e_perception.training.config import (
     TrainingConfig,
     load_training_config,
 )
-from e2e_perception.training.evaluate import evaluate_open_loop
+from e2e_perception.training.evaluate import evaluate_open_loop, partners
 from e2e_perception.training.loop import train
+from e2e_perception.training.rollout import rollout
+from e2e_perception.training.run import Run
 from e2e_perception.training.run_log import StepReport
 from e2e_perception.training.schedule import Source, pool
 
@@ -188,6 +190,66 @@ def test_a_leaping_loss_rolls_the_run_back_and_goes_on_with_other_clips(
     ]
     weights = load_checkpoint(tmp_path).part("model")
     assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+
+
+def test_a_state_can_be_restored_more_than_once() -> None:
+    run = Run(run_config(8), torch.device("cpu"), [MemoryStore().digest])
+
+    def step(gradient: float) -> None:
+        for parameter in run.model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        run.optimizer.step()
+        run.progress.step += 1
+        run.progress.observe({"total": gradient})
+
+    step(1.0)
+    good = run.checkpoint()
+    kept = {name: value.clone() for name, value in good.tensors.items()}
+    for _ in range(2):
+        step(1e6)  # a finite leap moves weights, moments and means
+        run.restore(good)
+        now = run.checkpoint()
+        assert now.facts["progress"] == good.facts["progress"]
+        assert now.facts["progress"]["step"] == 1 and now.facts["progress"]["means"] == {"total": 1.0}
+        for name, value in kept.items():
+            assert torch.equal(now.tensors[name], value), name
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop_module.rollout
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        heat = result.losses["heat"]
+        # The root of nothing is 0 and has an infinite slope.
+        result.losses["heat"] = heat + (heat - heat.detach()).clamp(min=0.0).sqrt()
+        return result
+
+    monkeypatch.setattr(loop_module, "rollout", poisoned)
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 0"):
+        train([MemoryStore()], tmp_path, run_config(guard={"most": 1}))
+
+
+def test_shuffled_clips_get_another_scenarios_sensors() -> None:
+    scenarios = ["b/1"] * 3 + ["a/1"] * 4 + ["c/7"] * 2
+    found = partners(scenarios)
+    assert sorted(found.tolist()) == list(range(9))
+    assert all(scenarios[i] != scenarios[j] for i, j in enumerate(found.tolist()))
+    assert partners(["a"]).tolist() == [0]
+
+
+def test_labels_do_not_say_what_is_remembered_in_an_evaluation() -> None:
+    torch.manual_seed(0)
+    model = JointNetwork(SMALL).eval()
+    arrays = clip_arrays(synthetic_clip(seed=1), SMALL)
+    batch = {k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()}
+    with torch.no_grad():
+        taught = rollout(model, batch, boost=1.0, with_losses=False)
+        alone = rollout(model, batch, boost=1.0, with_losses=False, remember_by_score=True)
+    # Untrained, it is sure of nothing: its scores are below those of a birth.
+    assert max(float(frame["query_scores"].max()) for frame in alone.frames) < 0.5
+    assert any((ids >= 0).any() for ids in taught.memory_ids)
+    assert not any((ids >= 0).any() for ids in alone.memory_ids)
 
 
 def test_a_loss_that_keeps_leaping_ends_the_run_and_says_which(
@@ -462,11 +524,10 @@ def test_the_names_of_the_losses_are_the_same_everywhere() -> None:
     assert {loss.objective for loss in LOSSES.values()} == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", ["nano", "tiny"])
+@pytest.mark.parametrize("name", ["nano", "nano-short", "tiny", "tiny-continued"])
 def test_shipped_configurations_are_valid(name: str) -> None:
     config = load_training_config(name)
-    assert config.size == name
-    assert config.network.size == name
+    assert config.size == config.network.size == name.partition("-")[0]
 
 
 def test_a_training_configuration_names_what_is_wrong(tmp_path: Path) -> None:
