@@ -209,8 +209,6 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
                 directory = evaluation / place
                 arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
                 arguments += [
-                    "--rig",
-                    experiment.rig,
                     "--workers",
                     "1",
                     "--out",

@@ -84,18 +84,25 @@ def with_slices(item: Evaluation) -> Evaluation:
     """The evaluation with two more tables: both suites together, and where somebody is hidden at first."""
     both = [o for suite in ("drive-test", "drive-critical") for o in item.drives.get(suite, ())]
     hidden = [o for o in both if o.family.endswith(HIDDEN)]
-    more = {name: outcome_table(name, part) for name, part in (("drive-all", both), ("drive-hidden", hidden))}
-    return dataclasses.replace(item, tables={**item.tables, **more})
+    drives = {"drive-all": tuple(both), "drive-hidden": tuple(hidden)}
+    tables = {name: outcome_table(name, part) for name, part in drives.items()}
+    return dataclasses.replace(item, tables={**item.tables, **tables}, drives={**item.drives, **drives})
 
 
 def experiment_section(out: Path) -> dict[str, Any]:
     """Networks, comparison, fronts and drives of a directory of `run_experiments.py`."""
-    labels = sorted(path.name for path in (out / "evaluations").iterdir())
+    labels = sorted(path.name for path in _room(out, "evaluations").iterdir())
     evaluations = [with_slices(item) for item in read_evaluations([out / "evaluations" / x for x in labels])]
     complete = [item for item in evaluations if not item.missing]
     mission = load_mission(MISSION)
     sides = [[item for item in complete if item.facts.group == side] for side in SIDES]
-    standings = stand(complete, mission)
+    seeds = [[item.facts.seed for item in side] for side in sides]
+    if seeds[0] != seeds[1]:
+        raise InputError(
+            f"{out}: {SIDES[0]} has seeds {seeds[0]} and {SIDES[1]} {seeds[1]}; expected the same, complete"
+        )
+    # A control that tracks nobody has no futures to be scored by.
+    standings = stand([item for item in complete if item.facts.group in SIDES], mission)
     return {
         "mission": MISSION,
         "datasets": {path.name: dataset(path) for path in sorted((out / "clips").iterdir())},
@@ -112,6 +119,17 @@ def experiment_section(out: Path) -> dict[str, Any]:
         "pareto": standings.document(),
         "closed_loop": {suite: closed_loop(out, suite, complete) for suite in ("test", "critical")},
     }
+
+
+def _room(out: Path, name: str) -> Path:
+    """A directory of an experiment.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    if not (out / name).is_dir():
+        raise InputError(f"{out} has no {name}/; name a directory of scripts/run_experiments.py")
+    return out / name
 
 
 def dataset(path: Path) -> dict[str, Any]:
@@ -185,7 +203,7 @@ def rates(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def ablation_section(out: Path) -> dict[str, Any]:
     """Last validation of each training, by group."""
     found: dict[str, Any] = {}
-    for run in sorted((out / "runs").iterdir()):
+    for run in sorted(_room(out, "runs").iterdir()):
         if (run / "done").is_file():
             group, _, seed = run.name.rpartition("-")
             found.setdefault(group, {})[seed] = training_facts(run)

@@ -144,6 +144,14 @@ def compare(
             f"comparison: {len(a)} against {len(b)} evaluations, {resamples} resamples; expected at least "
             "one on either side, and two resamples"
         )
+    for side in (a, b):
+        groups = sorted({item.facts.group for item in side if item.facts.group})
+        if len(groups) > 1:
+            raise InputError(
+                f"comparison: one side mixes groups {' and '.join(groups)} "
+                f"({', '.join(item.label for item in side)}); expected trainings of one group a side, and "
+                "--against before each directory of the other"
+            )
     by_seed = _same_seeds(a, b)
     if by_seed:
         a, b = (sorted(side, key=lambda item: item.facts.seed or 0) for side in (a, b))

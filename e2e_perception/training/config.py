@@ -164,7 +164,9 @@ class TrainingConfig(_Frozen):
     seed: int = Field(0, ge=0, description="Of weights, order and augmentation.")
     init: str = Field("", description="Run or bundle to take the first weights from; empty: random.")
     interfaces: Literal["differentiable", "detached"] = Field(
-        "differentiable", description="`detached` is the modular baseline: no gradient between modules."
+        "differentiable",
+        description="`detached` is the modular baseline: no gradient from prediction to perception "
+        "(detection with tracking), and none from planning to either.",
     )
     blind: bool = Field(
         False, description="The control that sees route and ego state alone, trained as long."

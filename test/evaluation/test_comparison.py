@@ -244,6 +244,12 @@ def test_empty_sides_and_single_resamples_are_refused(tmp_path):
         compare(a, b, resamples=1)
 
 
+def test_a_side_that_mixes_groups_is_refused(tmp_path):
+    a, b = groups(tmp_path, num=5)
+    with pytest.raises(InputError, match="one side mixes groups detached and joint .*--against before each"):
+        compare([*a, *b[1:]], b[:1])  # what `compare joint-* --against detached-*` comes to
+
+
 def test_six_networks_are_compared_in_one_go(tmp_path):
     """All figures of real directories, 2000 resamples; the time is printed, not judged."""
     joint = [

@@ -158,6 +158,12 @@ def test_planning_and_motion_losses_reach_perception_only_through_differentiable
     assert gradient_norm("detached", source, target) == 0.0
 
 
+@pytest.mark.parametrize("interfaces", ["differentiable", "detached"])
+def test_detection_and_tracking_are_one_module_in_either_case(interfaces: str) -> None:
+    assert gradient_norm(interfaces, "affinity", "detection") > 0.0
+    assert gradient_norm(interfaces, "box", "associator") > 0.0
+
+
 def test_detaching_changes_gradients_and_nothing_else() -> None:
     torch.manual_seed(0)
     joint = JointNetwork(SMALL).eval()
