@@ -2,8 +2,9 @@
 
     python scripts/measure_drives.py --suites test critical --out runs/drives [--policies expert idm …]
 
-Each drive is `e2e-perception drive`; one that is there already, of the same scenarios, is used again. What a
-suite excludes is left out of every row. The last column is the paired difference in success to `blind`.
+Each drive is `e2e-perception drive`; one that is there already, of the same scenarios and bundle, is used
+again. What a suite excludes is left out of every row. The last column is the paired difference in success to
+`blind`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from e2e_perception.cli.console import log, print_table
 from e2e_perception.core.errors import E2EPerceptionError
+from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.evaluation.outcome_tables import paired_difference, read_outcomes, summarize
 from e2e_perception.evaluation.outcomes import Outcome
 from e2e_perception.simulation.suites import load_suite
@@ -50,8 +52,10 @@ def outcomes_of(suite_name: str, policy: str, out: Path, workers: int) -> tuple[
     directory = out / f"{suite_name}-{policy.replace(':', '-').replace('/', '-')}"
     wanted = {spec.name for spec in suite.scenarios()}
     if (directory / "summary.json").is_file():
-        found, _ = read_outcomes(directory)
-        if wanted <= {item.scenario for item in found}:
+        found, summary = read_outcomes(directory)
+        kind, has_stack, bundle = policy.partition(":")
+        name = f"{kind}:{load_bundle(bundle)}" if has_stack else policy  # with the digest
+        if summary.get("policy") == name and wanted <= {item.scenario for item in found}:
             return tuple(item for item in found if item.scenario in wanted)
     log(f"driving {suite_name} by {policy}")
     command = [sys.executable, "-m", "e2e_perception.cli", "drive", "--suite", suite_name, "--policy", policy]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from e2e_perception.core.clips import Clip
+from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import (
     BOX_FIELDS,
@@ -143,7 +144,15 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
         Contract inputs (T, ...) and `boxes`, `class_ids`, `ids`, `weights`, `present`, `visible`, `futures`,
         `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `bev_theta`,
         `memory_valid`, `memory_from_base`, `plan_costs` (T, P, 5; NaN where not known).
+    Raises:
+        InputError: If the clip was made for another size of pictures.
     """
+    expected = (len(network.cameras), network.image_height, network.image_width, 3)
+    if clip.inputs["images"].shape[1:] != expected:
+        raise InputError(
+            f"clip of {clip.scenario}: images are {clip.inputs['images'].shape[1:]}, size {network.size} "
+            f"takes {expected}; make clips for it: `e2e-perception simulate --size {network.size} …`"
+        )
     inputs = {
         name: value if value.dtype == np.uint8 else value.astype(np.float32)
         for name, value in clip.inputs.items()

@@ -89,8 +89,9 @@ def train(
         torch.set_num_threads(config.threads)
     world = distributed.join(device)
     try:
-        run = Run(config, world.device, [store.digest for store in stores])
-        if (out / STATE).exists():
+        goes_on = (out / STATE).exists()
+        run = Run(config, world.device, [store.digest for store in stores], goes_on=goes_on)
+        if goes_on:
             checkpoint = load_checkpoint(out)
             run.check_belongs(checkpoint, out)
             run.restore(checkpoint)

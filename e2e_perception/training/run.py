@@ -35,9 +35,16 @@ class Run:
         fresh: Tensors for which `init` had nothing.
     """
 
-    def __init__(self, config: TrainingConfig, device: torch.device, digests: list[str]) -> None:
+    def __init__(
+        self, config: TrainingConfig, device: torch.device, digests: list[str], *, goes_on: bool = False
+    ) -> None:
         """Begin a run.
 
+        Args:
+            config: Its settings.
+            device: Where it runs.
+            digests: Of its datasets.
+            goes_on: A checkpoint will be restored, so that what `init` names is not needed any more.
         Raises:
             InputError: If the run that `init` names does not fit.
         """
@@ -45,7 +52,7 @@ class Run:
         self.config = config
         self.model = JointNetwork(config.network).to(device)
         self.fresh: list[str] = []
-        if config.init:
+        if config.init and not goes_on:
             state, self.fresh = first_weights(Path(config.init), self.model)
             self.model.load_state_dict(state)
         self.balancer = Balancer(config.balancing.method, objectives=OBJECTIVES, seed=config.seed).to(device)

@@ -246,7 +246,7 @@ def test_empty_sides_and_single_resamples_are_refused(tmp_path):
 
 def test_a_side_that_mixes_groups_is_refused(tmp_path):
     a, b = groups(tmp_path, num=5)
-    with pytest.raises(InputError, match="one side mixes groups detached and joint .*--against before each"):
+    with pytest.raises(InputError, match=r"one side mixes groups detached and joint .*--against before each"):
         compare([*a, *b[1:]], b[:1])  # what `compare joint-* --against detached-*` comes to
 
 

@@ -215,6 +215,20 @@ def test_a_state_can_be_restored_more_than_once() -> None:
             assert torch.equal(now.tensors[name], value), name
 
 
+def test_a_resumed_run_needs_what_it_began_with_no_more(tmp_path: Path) -> None:
+    train([MemoryStore()], tmp_path / "first", run_config(2))
+    config = run_config(3, init=str(tmp_path / "first"))
+    train([MemoryStore()], tmp_path / "second", config, stop_after=1)
+    (tmp_path / "first").rename(tmp_path / "away")
+    assert train([MemoryStore()], tmp_path / "second", config) == 3
+
+
+def test_clips_of_another_size_of_pictures_are_refused() -> None:
+    other = SMALL.model_copy(update={"image_width": 2 * SMALL.image_width, "size": "wider"})
+    with pytest.raises(InputError, match=r"size wider takes .*simulate --size wider"):
+        clip_arrays(synthetic_clip(seed=0), other)
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop_module.rollout
 
