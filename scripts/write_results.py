@@ -28,7 +28,7 @@ from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.evaluation.comparison import compare
 from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
 from e2e_perception.evaluation.missions import load_mission
-from e2e_perception.evaluation.outcome_tables import read_outcomes, summarize
+from e2e_perception.evaluation.outcome_tables import bootstrap_interval, read_outcomes, summarize
 from e2e_perception.evaluation.outcomes import Outcome
 from e2e_perception.evaluation.standings import stand
 
@@ -193,11 +193,20 @@ def closed_loop(out: Path, suite: str, evaluations: Sequence[Evaluation]) -> dic
 
 
 def rates(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The figures of a table row."""
+    """The figures of a table row; intervals are over scenarios, for these networks."""
     figures = summarize(outcomes)
     names = ("success_rate", "at_fault_collision_rate", "off_road_rate", "progress_mean", "comfort_share")
     kept = {name: figures[name] for name in ("episodes", *names)}
-    return kept | {f"{name}_ci95": figures[f"{name}_ci95"] for name in names}
+    kept |= {f"{name}_ci95": figures[f"{name}_ci95"] for name in names}
+    if len(figures["policies"]) > 1:
+        # The same scenarios several times are not that many scenarios.
+        for name, field in (("success_rate", "success"), ("at_fault_collision_rate", "at_fault_collision")):
+            by_scenario: dict[str, list[float]] = {}
+            for item in outcomes:
+                by_scenario.setdefault(item.scenario, []).append(float(getattr(item, field)))
+            means = np.array([np.mean(values) for values in by_scenario.values()])
+            kept[f"{name}_ci95"] = list(bootstrap_interval(means))
+    return kept
 
 
 def ablation_section(out: Path) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from episode_records import bare_record
 
 from e2e_perception.core.errors import InputError
+from e2e_perception.evaluation.outcomes import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "write_results.py"
@@ -54,3 +57,13 @@ def test_a_place_for_nothing_is_an_error(script: ModuleType) -> None:
         script.with_tables("<!-- results: luck --><!-- end -->", {})
     with pytest.raises(InputError, match="needs section 'ablations'"):
         script.with_tables("<!-- results: ablations --><!-- end -->", {})
+
+
+def test_three_trainings_on_the_same_scenarios_are_not_three_times_as_many(script: ModuleType) -> None:
+    one = outcome(bare_record())
+    base = [replace(one, scenario=f"s/{n}", success=n % 2 == 0) for n in range(40)]
+    alone = script.rates([replace(item, policy="a") for item in base])
+    thrice = script.rates([replace(item, policy=policy) for policy in "abc" for item in base])
+    assert thrice["episodes"] == 120 and thrice["success_rate"] == alone["success_rate"] == 0.5
+    width = [high - low for low, high in (alone["success_rate_ci95"], thrice["success_rate_ci95"])]
+    assert width[1] == pytest.approx(width[0], rel=0.1)
