@@ -313,6 +313,8 @@ class Robot:
             # No faster than sensors are, or a message would be near enough to serve two frames.
             self.spin_until(lambda: self.now_ns() - self._last_instant_ns >= PERIOD_NS, "the next instant")
         else:
+            # A node that has not found the clock yet drops what it gets.
+            self.spin_until(lambda: self.clock.get_subscription_count() > 0, "a subscriber of /clock")
             self.set_clock(max(self.sim_time_ns, self._last_instant_ns + PERIOD_NS))
         at_ns = self._last_instant_ns = self.now_ns()
         if odometry:

@@ -153,10 +153,13 @@ def test_nearer_boxes_hide_farther_ones_as_rays_do(world: list[Block]) -> None:
 
     ids = render_ids(snapshot, small)
 
-    # Filled outlines include the pixels on them, so that slivers along edges differ, of up to three objects
-    # side by side; whole areas may not.
-    different = (ids != expected).astype(np.uint8)
-    assert not cv2.erode(different, np.ones((4, 4), np.uint8), borderValue=0).any()
+    # Filled outlines include the pixels on them, so that each may be a pixel wider than rays say; what is drawn
+    # farther off than that may be a line, not an area.
+    wrong = np.zeros(ids.shape, np.uint8)
+    for drawn in np.unique(ids):
+        met = cv2.dilate((expected == drawn).astype(np.uint8), np.ones((3, 3), np.uint8))
+        wrong[(ids == drawn) & (met == 0)] = 1
+    assert not cv2.erode(wrong, np.ones((2, 2), np.uint8), borderValue=0).any()
 
 
 def test_a_near_car_hides_a_far_one_in_colours_too() -> None:
