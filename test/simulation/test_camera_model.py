@@ -153,8 +153,8 @@ def test_nearer_boxes_hide_farther_ones_as_rays_do(world: list[Block]) -> None:
 
     ids = render_ids(snapshot, small)
 
-    # Filled outlines include the pixels on them, so that each may be a pixel wider than rays say; what is drawn
-    # farther off than that may be a line, not an area.
+    # Filled outlines include the pixels on them, so that each may be a pixel wider than rays say; what is
+    # drawn farther off than that may be a line, not an area.
     wrong = np.zeros(ids.shape, np.uint8)
     for drawn in np.unique(ids):
         met = cv2.dilate((expected == drawn).astype(np.uint8), np.ones((3, 3), np.uint8))
