@@ -90,6 +90,12 @@ class NetworkConfig(BaseModel):
         "differentiable",
         description="Whether gradients cross from planning to tracking to detection in training.",
     )
+    interface_gradient: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the gradient that a differentiable interface lets through in training.",
+    )
 
     @property
     def bev_grid(self) -> BevGrid:

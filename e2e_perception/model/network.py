@@ -368,7 +368,7 @@ class JointNetwork(nn.Module):
             The contract's outputs, plus logits that the losses need (`heat_logits`, `query_logits`,
             `query_centres`, `mode_logits`, `map_logits`, `plan_logits`).
         """
-        cut = torch.Tensor.detach if self.config.interfaces == "detached" else _identity
+        cut = self._cut
 
         now_BCYX, doppler_B3YX = encoded_BCYX[:, :-3], encoded_BCYX[:, -3:]
 
@@ -435,6 +435,15 @@ class JointNetwork(nn.Module):
             "map_logits": maps,
         }
 
+    def _cut(self, x: Tensor) -> Tensor:
+        """`x` as the next part gets it: the same numbers; the gradient is let through, weakened, or cut."""
+        if self.config.interfaces == "detached":
+            return x.detach()
+        share = self.config.interface_gradient
+        if share == 1.0 or not self.training:
+            return x
+        return x.detach() + share * (x - x.detach())
+
     def forward(self, inputs: Tensors) -> Tensors:
         """One frame, all contract inputs to all contract outputs."""
         return self.step(self.encode(inputs), inputs)
@@ -453,10 +462,6 @@ class JointNetwork(nn.Module):
             "track_boxes": zeros(c.num_memory, len(BOX_FIELDS)),
             "track_valid": zeros(c.num_memory),
         }
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 def _gather(rows_BGC: Tensor, index_BQ: Tensor) -> Tensor:

@@ -168,6 +168,9 @@ class TrainingConfig(_Frozen):
         description="`detached` is the modular baseline: no gradient from prediction to perception "
         "(detection with tracking), and none from planning to either.",
     )
+    interface_gradient: float = Field(
+        1.0, gt=0, le=1, description="Share of the gradient that a differentiable interface lets through."
+    )
     blind: bool = Field(
         False, description="The control that sees route and ego state alone, trained as long."
     )
@@ -232,7 +235,11 @@ class TrainingConfig(_Frozen):
         """
         if self.size not in SIZES:
             raise ConfigError(f"unknown network size {self.size!r}; expected one of {', '.join(SIZES)}")
-        changes: dict[str, object] = {"interfaces": self.interfaces, "blind": self.blind}
+        changes: dict[str, object] = {
+            "interfaces": self.interfaces,
+            "interface_gradient": self.interface_gradient,
+            "blind": self.blind,
+        }
         if not self.memory:
             changes["memory_frames"] = 1
         return SIZES[self.size].model_copy(update=changes)

@@ -158,16 +158,35 @@ def test_planning_and_motion_losses_reach_perception_only_through_differentiable
     assert gradient_norm("detached", source, target) == 0.0
 
 
+def test_an_interface_lets_the_stated_share_of_the_gradient_through_each_time_it_is_crossed() -> None:
+    """From the plan's offset to detection there is one interface, or two by way of motion: a s + b s^2."""
+
+    def gradient(share: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = JointNetwork(SMALL.model_copy(update={"interface_gradient": share}))
+        loss = rollout(model, clip_batch(num_frames=1), boost=1.0).losses["plan"]
+        return torch.autograd.grad(loss, model.detection.heat.weight)[0].double()
+
+    whole, half, quarter = gradient(1.0), gradient(0.5), gradient(0.25)
+    once = 4.0 * half - whole
+    twice = whole - once
+    assert float(whole.norm()) > 0.0
+    torch.testing.assert_close(
+        quarter, 0.25 * once + 0.0625 * twice, rtol=1e-3, atol=1e-4 * float(whole.abs().max())
+    )
+
+
 @pytest.mark.parametrize("interfaces", ["differentiable", "detached"])
 def test_detection_and_tracking_are_one_module_in_either_case(interfaces: str) -> None:
     assert gradient_norm(interfaces, "affinity", "detection") > 0.0
     assert gradient_norm(interfaces, "box", "associator") > 0.0
 
 
-def test_detaching_changes_gradients_and_nothing_else() -> None:
+@pytest.mark.parametrize("change", [{"interfaces": "detached"}, {"interface_gradient": 0.3}])
+def test_interfaces_change_gradients_and_nothing_else(change: dict[str, object]) -> None:
     torch.manual_seed(0)
-    joint = JointNetwork(SMALL).eval()
-    modular = JointNetwork(SMALL.model_copy(update={"interfaces": "detached"})).eval()
+    joint = JointNetwork(SMALL).train()
+    modular = JointNetwork(SMALL.model_copy(update=change)).train()
     modular.load_state_dict(joint.state_dict())
     inputs = frame()
     with torch.no_grad():
