@@ -84,7 +84,7 @@ class CameraLift(nn.Module):
             (B, C, Y, X) on the BEV grid.
         """
         b, n, c = features_BNCHW.shape[:3]
-        pixels = self.voxels_V4 @ image_from_base_BN34.transpose(2, 3)  # (B, N, V, 3)
+        pixels = self._project(image_from_base_BN34)
         depth = pixels[..., 2:3].clamp(min=0.1)
         size = pixels.new_tensor(self.image_size)
         # Pixel centres are whole numbers: normalised -1 is the outer edge of pixel 0, at -0.5.
@@ -101,6 +101,13 @@ class CameraLift(nn.Module):
         voxels = mean_BCV.reshape(b, c, y, x, self.num_heights).permute(0, 1, 4, 2, 3)
         mixed = self.mix(voxels.reshape(b, c * self.num_heights, y, x))
         return F.interpolate(mixed, scale_factor=2.0, mode="nearest")
+
+    def _project(self, image_from_base_BN34: Tensor) -> Tensor:
+        """Voxels as (u w, v w, w), (B, N, V, 3); never in half precision, in which a pixel has no digits."""
+        if torch.is_autocast_enabled(image_from_base_BN34.device.type):
+            with torch.autocast(image_from_base_BN34.device.type, enabled=False):
+                return self._project(image_from_base_BN34)
+        return self.voxels_V4 @ image_from_base_BN34.transpose(2, 3)
 
 
 class BevEncoder(nn.Module):

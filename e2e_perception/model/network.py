@@ -346,6 +346,9 @@ class JointNetwork(nn.Module):
         self.boxes = BoxHead(config)
         self.motion = MotionHead(config)
         self.planner = Planner(config)
+        # Training may run the encoder's convolutions in half precision; geometry, memory and all that
+        # follows keep their digits.
+        self.encoder_dtype: torch.dtype | None = None
 
     def encode(self, inputs: Tensors) -> Tensor:
         """The part without memory: sensors to BEV features. Training batches it over a clip.
@@ -355,7 +358,12 @@ class JointNetwork(nn.Module):
         """
         if self.config.blind:
             inputs = {**inputs, **{name: torch.zeros_like(inputs[name]) for name in VALIDITY}}
-        return torch.cat([self.encoder(inputs), doppler_sums(inputs, self.config.bev_stride)], 1)
+        if self.encoder_dtype is None:
+            features = self.encoder(inputs)
+        else:
+            with torch.autocast(inputs["images"].device.type, self.encoder_dtype):
+                features = self.encoder(inputs).float()
+        return torch.cat([features, doppler_sums(inputs, self.config.bev_stride)], 1)
 
     def step(self, encoded_BCYX: Tensor, inputs: Tensors, boost_BYX: Tensor | None = None) -> Tensors:
         """One frame from BEV features on.

@@ -184,7 +184,7 @@ class TrainingConfig(_Frozen):
     )
     ema: float = Field(0.997, ge=0, lt=1, description="Decay of the averaged weights that are exported.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Of convolutions and linear layers; float16 needs a GPU."
+        "float32", description="Of the encoder, from sensors to BEV features; float16 needs a GPU."
     )
     recompute: bool = Field(
         False, description="Gradient checkpointing of the encoder: less memory, more time."

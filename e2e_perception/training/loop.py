@@ -231,15 +231,14 @@ class _Loop:
             batch = perturbation.adversarial(
                 model, batch, budget=config.adversarial_budget, weights=config.weights.model_dump()
             )
-        with self._autocast():
-            result = rollout(model, batch, boost=boost, recompute=config.recompute)
-            losses = result.losses
-            weighted = self._by_objective(losses, stage)
-            if chance.random() < stage.cross_modal:
-                agreement = perturbation.cross_modal_consistency(model, batch)
-                losses = {**losses, "cross_modal": agreement}
-                before = weighted.get("recognition", agreement.new_zeros(()))
-                weighted["recognition"] = before + config.cross_modal_weight * agreement
+        result = rollout(model, batch, boost=boost, recompute=config.recompute)
+        losses = result.losses
+        weighted = self._by_objective(losses, stage)
+        if chance.random() < stage.cross_modal:
+            agreement = perturbation.cross_modal_consistency(model, batch)
+            losses = {**losses, "cross_modal": agreement}
+            before = weighted.get("recognition", agreement.new_zeros(()))
+            weighted["recognition"] = before + config.cross_modal_weight * agreement
         # Of all processes: they have to agree on what leapt, and on when a stage is over.
         values = torch.stack([value.detach().float() for value in (*losses.values(), sum(weighted.values()))])
         *means, total = distributed.mean_of(values, self.world).tolist()
@@ -272,15 +271,6 @@ class _Loop:
         run.scaler.update()
         distributed.share_buffers(model, self.world)
         return _Outcome(total, numbers, norm, balance.weights, cosines)
-
-    def _autocast(self) -> torch.autocast:
-        kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        half = self.config.precision != "float32"
-        return torch.autocast(
-            self.world.device.type,
-            kinds[self.config.precision] if half else torch.bfloat16,
-            enabled=half,
-        )
 
     def _by_objective(self, losses: dict[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         """Mission-weighted sums of the losses of each objective; one whose weights are all 0 is left out."""

@@ -8,10 +8,12 @@ Legend: B batch, T frames, Q detections, M remembered tracks, D token width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from e2e_perception.core.network_config import BOX_FIELDS
@@ -124,7 +126,7 @@ def rollout(
     b, num_frames = batch["images"].shape[:2]
     device = batch["images"].device
     sensors = {k: batch[k].flatten(0, 1) for k in ENCODED_INPUTS}
-    features = checkpoint(model.encode, sensors, use_reentrant=False) if recompute else model.encode(sensors)
+    features = _encode_twice(model, sensors) if recompute else model.encode(sensors)
     features_BTCYX = features.reshape(b, num_frames, *features.shape[1:])
     labels_BT = _labels(batch)
     centres_YX2 = model.detection.centres_G2.reshape(*config.bev_grid.shape, 2)
@@ -170,6 +172,30 @@ def rollout(
             centres_YX2,
         )
     return Rollout(frames, losses, all_matches, all_ids, features_BTCYX)
+
+
+def _encode_twice(model: JointNetwork, sensors: dict[str, Tensor]) -> Tensor:
+    """`model.encode`, once now and once more in the backward pass, its activations not kept between them."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _counted_already(model)
+
+    return checkpoint(model.encode, sensors, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _counted_already(model: JointNetwork) -> Iterator[None]:
+    """Batch norms meet a batch they have seen: their running statistics stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, (momentum, number) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, number
 
 
 def _together(per_frame: list[Tensor]) -> Tensor:

@@ -26,6 +26,8 @@ from e2e_perception.training.checkpoint import (
 from e2e_perception.training.config import TrainingConfig
 from e2e_perception.training.schedule import Progress
 
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Run:
     """Weights, their average, optimiser, balancer and progress.
@@ -46,11 +48,16 @@ class Run:
             digests: Of its datasets.
             goes_on: A checkpoint will be restored, so that what `init` names is not needed any more.
         Raises:
-            InputError: If the run that `init` names does not fit.
+            InputError: If the run that `init` names does not fit, or the device has not the precision.
         """
+        if config.precision == "float16" and device.type == "cpu":
+            raise InputError(
+                "precision float16 needs a GPU, and this run is on the CPU; take bfloat16 or float32"
+            )
         torch.manual_seed(config.seed)
         self.config = config
         self.model = JointNetwork(config.network).to(device)
+        self.model.encoder_dtype = HALF.get(config.precision)
         self.fresh: list[str] = []
         if config.init and not goes_on:
             state, self.fresh = first_weights(Path(config.init), self.model)

@@ -195,6 +195,17 @@ def test_interfaces_change_gradients_and_nothing_else(change: dict[str, object])
         assert torch.equal(a[name], b[name]), name
 
 
+def test_half_precision_leaves_geometry_its_digits() -> None:
+    """A pixel in bfloat16 is half a pixel off, and 64 m along the route half a metre."""
+    model = JointNetwork(SMALL).eval()
+    projection = torch.tensor([[[[0.0, -200.0, 0.0, 90.0], [0.0, 0.0, -200.0, 60.0], [1.0, 0.0, 0.0, 0.3]]]])
+    exact = model.encoder.lift._project(projection)
+    model.encoder_dtype = torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.encoder.lift._project(projection), exact)
+    assert {tensor.dtype for tensor in model(frame()).values()} == {torch.float32}
+
+
 def test_gradients_go_back_through_time() -> None:
     torch.manual_seed(0)
     model = JointNetwork(SMALL)

@@ -382,6 +382,21 @@ def test_half_precision_and_recomputation_train_too(tmp_path: Path) -> None:
     assert seen[0].total == pytest.approx(plain[0].total, rel=0.1)
 
 
+def test_recomputing_the_encoder_changes_nothing_that_is_saved(tmp_path: Path) -> None:
+    """Batch norms would count every batch twice."""
+    for name, recompute in (("plain", False), ("again", True)):
+        train([MemoryStore()], tmp_path / name, run_config(1, recompute=recompute))
+    plain, again = (load_checkpoint(tmp_path / name).part("model") for name in ("plain", "again"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_float16_on_the_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"float16 needs a GPU.*bfloat16"):
+        train([MemoryStore()], tmp_path, run_config(1, precision="float16"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_curves_go_to_mlflow_and_a_resumed_run_goes_on_in_the_same_one(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path / 'runs.db'}"
