@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from e2e_perception.cli.console import finite
-from e2e_perception.cli.provenance import git_commit
 from e2e_perception.core.errors import E2EPerceptionError, InputError
+from e2e_perception.core.provenance import git_commit
 from e2e_perception.evaluation.comparison import compare
 from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
 from e2e_perception.evaluation.missions import load_mission

@@ -12,8 +12,8 @@ import typer
 
 from e2e_perception.cli.console import finite, print_table
 from e2e_perception.cli.episodes import Driven
-from e2e_perception.cli.provenance import versions
 from e2e_perception.core.errors import InputError
+from e2e_perception.core.provenance import versions
 from e2e_perception.evaluation.episode_view import INDEX, view_name, write_index
 from e2e_perception.evaluation.outcome_tables import EPISODES, RATES, SUMMARY, summarize, write_outcomes
 

@@ -10,8 +10,8 @@ import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table
 from e2e_perception.cli.options import JsonOption
-from e2e_perception.cli.provenance import git_commit
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.provenance import git_commit
 
 if TYPE_CHECKING:
     from e2e_perception.model.network import JointNetwork
@@ -76,6 +76,7 @@ def export(
         "interfaces": checkpoint.facts["training"]["interfaces"],
         "balancing": checkpoint.facts["training"]["balancing"]["method"],
         "git_commit": git_commit() or "unknown",
+        "trained_at_commit": checkpoint.facts.get("git_commit") or "unknown",
         "parent": parent,
     }
     log("exporting and comparing with torch over a rollout")

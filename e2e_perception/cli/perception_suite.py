@@ -16,9 +16,9 @@ import typer
 
 from e2e_perception.cli.console import finite, log, print_table, progress_bar
 from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
-from e2e_perception.cli.provenance import git_commit, versions
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.errors import ConfigError, InputError
+from e2e_perception.core.provenance import git_commit, versions
 from e2e_perception.core.rig import Rig
 
 if TYPE_CHECKING:

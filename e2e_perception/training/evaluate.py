@@ -70,7 +70,7 @@ def evaluate_open_loop(
         if control == "shuffled_sensors":
             others = [dataset[int(partner_of[i])] for i in range(start, start + len(read))]
             batch.update({name: torch.stack([clip[name] for clip in others]) for name in ENCODED_INPUTS})
-        result = rollout(model, batch, boost=0.0, with_losses=False, remember_by_score=True)
+        result = rollout(model, batch, boost=0.0, with_losses=False, as_on_robot=True)
         frames, memory_ids = result.frames, result.memory_ids
         arrays = {name: value.numpy() for name, value in batch.items()}
         for t in range(len(frames) // 2, len(frames)):

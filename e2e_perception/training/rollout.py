@@ -107,7 +107,7 @@ def rollout(
     boost: float,
     with_losses: bool = True,
     recompute: bool = False,
-    remember_by_score: bool = False,
+    as_on_robot: bool = False,
 ) -> Rollout:
     """Run a batch of clips.
 
@@ -116,7 +116,8 @@ def rollout(
         batch: From `ClipDataset`, collated: (B, T, ...).
         boost: 0..1, how strongly true centres are pushed into the queries (early training).
         with_losses: False skips the losses (evaluation).
-        remember_by_score: Labels do not say what is remembered, only which track is which (evaluation).
+        as_on_robot: For evaluation: labels do not say what is remembered, only which
+            track is which, and the BEV memory starts anew every `NetworkConfig.memory_frames`.
             False: an object is remembered however weakly it was seen, so that there is something to
             associate early on.
         recompute: Save memory: the encoder's activations are computed again in the backward pass (Chen et
@@ -141,7 +142,7 @@ def rollout(
     for t in range(num_frames):
         frame = {k: batch[k][:, t] for k in ("ego_state", "route", "bev_theta", "memory_valid")}
         moved = _move(memory, batch["memory_from_base"][:, t], config.frame_period_s, frame["memory_valid"])
-        if config.memory_frames == 1:
+        if config.memory_frames == 1 or (as_on_robot and t % config.memory_frames == 0):
             frame["memory_valid"] = torch.zeros_like(frame["memory_valid"])
         inputs = {
             **frame,
@@ -157,7 +158,7 @@ def rollout(
         all_matches.append(matches)
         all_ids.append(moved.ids_BM)
         all_track_boxes.append(moved.boxes_BM10)
-        memory = _remember(outputs, labels, matches, moved, config.num_memory, by_score=remember_by_score)
+        memory = _remember(outputs, labels, matches, moved, config.num_memory, by_score=as_on_robot)
         bev_memory = outputs["bev_memory_next"]
 
     losses = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from e2e_perception.core.errors import InputError
+from e2e_perception.core.provenance import git_commit
 from e2e_perception.model.losses import OBJECTIVES
 from e2e_perception.model.network import JointNetwork
 from e2e_perception.training.balancing import Balancer
@@ -75,6 +76,7 @@ class Run:
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.progress = Progress()
         self.digests = digests
+        self.commit = git_commit()
 
     def checkpoint(self) -> Checkpoint:
         """All of it, as it is now; tensors are copies."""
@@ -88,6 +90,7 @@ class Run:
             "training": self.config.model_dump(mode="json"),
             "network": self.model.config.model_dump(mode="json"),
             "dataset_digests": list(self.digests),
+            "git_commit": self.commit,
             "scaler": self.scaler.state_dict(),
         }
         return Checkpoint({k: v.detach().clone() for k, v in tensors.items()}, facts)

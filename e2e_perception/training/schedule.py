@@ -25,7 +25,7 @@ class Progress:
         step: Optimiser steps done in all.
         stage, stage_step: The stage, and steps done in it.
         skipped: Batches left out after spikes, in this stage.
-        means: Running mean of each loss and of the total, by name.
+        means: Running mean of each loss and of the total in this stage, by name.
         rollbacks: In a row.
         best: Promoted scores by objective, see `promotion`.
     """
@@ -64,9 +64,10 @@ class Progress:
         return self.holds(following.entry)
 
     def next_stage(self) -> None:
-        """Go on to the next stage."""
+        """Go on to the next stage, which has losses of its own: running means begin anew."""
         self.stage += 1
         self.stage_step = self.skipped = 0
+        self.means = {}
 
     def share_done(self, config: TrainingConfig) -> float:
         """Of the whole run, 0 to 1; a stage that ended early counts as whole."""

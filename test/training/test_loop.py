@@ -20,6 +20,7 @@ from synthetic import SMALL, synthetic_clip
 
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.errors import ConfigError, InputError, TrainingError
+from e2e_perception.core.provenance import git_commit
 from e2e_perception.data.augmentation import Degradations
 from e2e_perception.data.clip_store import ClipStore, ClipWriter
 from e2e_perception.data.dataset import (
@@ -259,7 +260,7 @@ def test_labels_do_not_say_what_is_remembered_in_an_evaluation() -> None:
     batch = {k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()}
     with torch.no_grad():
         taught = rollout(model, batch, boost=1.0, with_losses=False)
-        alone = rollout(model, batch, boost=1.0, with_losses=False, remember_by_score=True)
+        alone = rollout(model, batch, boost=1.0, with_losses=False, as_on_robot=True)
     # Untrained, it is sure of nothing: its scores are below those of a birth.
     assert max(float(frame["query_scores"].max()) for frame in alone.frames) < 0.5
     assert any((ids >= 0).any() for ids in taught.memory_ids)
@@ -307,7 +308,9 @@ def test_on_policy_stages_train_on_what_the_network_drove(tmp_path: Path) -> Non
     train([MemoryStore()], tmp_path, config, collect=collect, stop_after=4)
     train([MemoryStore()], tmp_path, config, collect=collect)
     assert driven == [tmp_path / "on-policy" / "1-practise"], "made once, found again on resume"
-    digests = load_checkpoint(tmp_path).facts["dataset_digests"]
+    facts = load_checkpoint(tmp_path).facts
+    digests = facts["dataset_digests"]
+    assert facts["git_commit"] == git_commit()
     assert digests == [MemoryStore().digest, ClipStore(driven[0]).digest]
     with pytest.raises(InputError, match="nobody to drive"):
         train([MemoryStore()], tmp_path / "other", config)
@@ -395,6 +398,24 @@ def test_float16_on_the_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"float16 needs a GPU.*bfloat16"):
         train([MemoryStore()], tmp_path, run_config(1, precision="float16"))
     assert not any(tmp_path.iterdir())
+
+
+def test_evaluation_starts_the_map_memory_anew_as_often_as_the_robot_does() -> None:
+    torch.manual_seed(0)
+    clips = ClipDataset([(MemoryStore(1), 0)], SMALL, seed=0)
+    batch = torch.utils.data.default_collate([clips[0]])
+
+    def features(memory_frames: int, as_on_robot: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = JointNetwork(SMALL.model_copy(update={"memory_frames": memory_frames})).eval()
+        with torch.no_grad():
+            frames = rollout(model, batch, boost=0.0, with_losses=False, as_on_robot=as_on_robot).frames
+        return [frame["bev_memory_next"] for frame in frames]
+
+    whole, short, training = features(3, True), features(2, True), features(2, False)
+    assert torch.equal(whole[1], short[1])
+    assert not torch.equal(whole[2], short[2])
+    assert torch.equal(training[2], whole[2])
 
 
 def test_curves_go_to_mlflow_and_a_resumed_run_goes_on_in_the_same_one(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def test_conditions_look_at_running_means_and_not_before_their_time() -> None:
             assert not progress.holds(condition)
     assert progress.means["heat"] == pytest.approx(0.5, abs=0.02)
     assert progress.holds(condition)
+    progress.next_stage()
+    progress.stage_step = 5
+    assert not progress.holds(condition), "the next stage has losses of its own"
 
 
 @given(num_clips=st.integers(1, 9), first=st.integers(0, 12), world=st.integers(1, 3))
