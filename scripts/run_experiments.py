@@ -2,10 +2,11 @@
 
     python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
 
-Every step is a command that leaves something behind; what is there already is not done again, and a training
-goes on where it stopped. Steps that do not wait for each other run side by side, each on one thread.
-OUT/evaluations/ holds the figures of every network, OUT/controls/ the drives without one, OUT/comparisons/
-the paired differences.
+Every step is a command that leaves something behind; what is there already is not done again, unless it is
+older than what it is made from, and a training goes on where it stopped. OUT/steps/ says what made what: a
+product of another command is refused. Steps that do not wait for each other run side by side, each on one
+thread, one seed of all groups after the other. OUT/evaluations/ holds the figures of every network,
+OUT/controls/ the drives without one, OUT/comparisons/ the paired differences.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from e2e_perception.cli.console import log
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 from e2e_perception.core.named_files import offending_keys, read_named
+from e2e_perception.training.config import load_training_config
 
 FOLDER = "experiments"
 CLI = [sys.executable, "-m", "e2e_perception.cli"]
@@ -103,9 +106,10 @@ class Step:
     Attributes:
         name: For logs and dependencies.
         kind: `clips`, `train`, `export`, `evaluate`, `drive` or `compare`, for `--only`.
-        makes: What is there afterwards; a step whose product is there is done.
+        makes: What is there afterwards.
         run: Does it.
         after: Names of steps that have to be done first.
+        recipe: What it does, in words that differ where the product would.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Step:
     makes: Path
     run: Callable[[], None]
     after: tuple[str, ...] = ()
+    recipe: str = ""
     seconds: float = field(default=0.0)
 
 
@@ -156,12 +161,14 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
         arguments: Sequence[str | Path],
         after: Sequence[str] = (),
         then: Callable[[], None] = lambda: None,
+        settings: str = "",
     ) -> None:
         def run() -> None:
             command(arguments, out, name)
             then()
 
-        steps.append(Step(name, kind, makes, run, tuple(after)))
+        recipe = shlex.join(map(str, arguments)).replace(f"{out}/", "") + settings
+        steps.append(Step(name, kind, makes, run, tuple(after), recipe))
 
     for data in experiment.datasets:
         arguments: list[str | Path] = ["simulate", "--format", "clips", "--out", out / "clips" / data.name]
@@ -170,54 +177,49 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
         arguments += ["--workers", "1", "--json", *(["--disturb"] if data.disturb else [])]
         add(f"clips/{data.name}", "clips", out / "clips" / data.name / "index.parquet", arguments)
     clips = [f"clips/{data.name}" for data in experiment.datasets]
+    settings = f" # {load_training_config(experiment.config).model_dump_json()}"
 
-    for runs in experiment.runs:
-        for seed in runs.seeds:
-            label = f"{runs.group}-{seed}"
-            run, bundle, evaluation = (out / room / label for room in ("runs", "bundles", "evaluations"))
-            arguments = ["train", "--out", run, "--config", experiment.config, "--device", device]
-            arguments += ["--rig", experiment.rig, "--drivers", "1", "--tracking", "none", "--json"]
-            for data in experiment.datasets:
-                arguments += ["--data", out / "clips" / data.name]
-            for key, value in {"seed": seed, "threads": 1, **runs.set}.items():
-                arguments += ["--set", f"{key}={json.dumps(value)}"]
-            # A training has files long before it is done.
-            add(f"train/{label}", "train", run / "done", arguments, clips, then=(run / "done").touch)
-            add(f"export/{label}", "export", bundle / "bundle.json",
-                ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
-                [f"train/{label}"])  # fmt: skip
-            steps.append(
-                Step(
-                    f"facts/{label}",
-                    "evaluate",
-                    evaluation / "facts.json",
-                    lambda bundle=bundle, evaluation=evaluation, group=runs.group, seed=seed: write_facts(
-                        bundle, evaluation, group, seed
-                    ),
-                    (f"export/{label}",),
-                )
+    for runs, seed in seed_by_seed(experiment.runs):
+        label = f"{runs.group}-{seed}"
+        run, bundle, evaluation = (out / room / label for room in ("runs", "bundles", "evaluations"))
+        arguments = ["train", "--out", run, "--config", experiment.config, "--device", device]
+        arguments += ["--rig", experiment.rig, "--drivers", "1", "--tracking", "none", "--json"]
+        for data in experiment.datasets:
+            arguments += ["--data", out / "clips" / data.name]
+        for key, value in {"seed": seed, "threads": 1, **runs.set}.items():
+            arguments += ["--set", f"{key}={json.dumps(value)}"]
+        # A training has files long before it is done.
+        done = (run / "done").touch
+        add(f"train/{label}", "train", run / "done", arguments, clips, then=done, settings=settings)
+        add(f"export/{label}", "export", bundle / "bundle.json",
+            ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
+            [f"train/{label}"])  # fmt: skip
+        steps.append(
+            Step(
+                f"facts/{label}",
+                "evaluate",
+                evaluation / "facts.json",
+                lambda bundle=bundle, evaluation=evaluation, group=runs.group, seed=seed: write_facts(
+                    bundle, evaluation, group, seed
+                ),
+                (f"export/{label}",),
+                "facts",
             )
-            arguments = ["evaluate", bundle, "--suite", experiment.perception]
-            arguments += ["--workers", "1", "--out", evaluation / "perception", "--json"]
-            makes = evaluation / "perception.json"
-            then = functools.partial(move_up, evaluation / "perception")
-            add(f"evaluate/{label}", "evaluate", makes, arguments, [f"export/{label}"], then)
-            drives = [(f"drive-{Path(suite).stem}", suite, []) for suite in experiment.drives if runs.drive]
-            for part in experiment.slices if runs.slices else ():
-                drives.append((part.place, part.suite, ["--degrade", part.degrade]))
-            for place, suite, spoiled in drives:
-                directory = evaluation / place
-                arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
-                arguments += [
-                    "--workers",
-                    "1",
-                    "--out",
-                    directory,
-                    "--json",
-                    *spoiled,
-                ]
-                makes = directory / "summary.json"
-                add(f"{place}/{label}", "drive", makes, arguments, [f"export/{label}"])
+        )
+        arguments = ["evaluate", bundle, "--suite", experiment.perception]
+        arguments += ["--workers", "1", "--out", evaluation / "perception", "--json"]
+        makes = evaluation / "perception.json"
+        then = functools.partial(move_up, evaluation / "perception")
+        add(f"evaluate/{label}", "evaluate", makes, arguments, [f"export/{label}"], then)
+        drives = [(f"drive-{Path(suite).stem}", suite, []) for suite in experiment.drives if runs.drive]
+        for part in experiment.slices if runs.slices else ():
+            drives.append((part.place, part.suite, ["--degrade", part.degrade]))
+        for place, suite, spoiled in drives:
+            directory = evaluation / place
+            arguments = ["drive", "--suite", suite, "--policy", f"bundle:{bundle}", "--views", "none"]
+            arguments += ["--workers", "1", "--out", directory, "--json", *spoiled]
+            makes = directory / "summary.json"
+            add(f"{place}/{label}", "drive", makes, arguments, [f"export/{label}"])
     policies = [(name, name, ()) for name in experiment.controls]
     if experiment.classical is not None:
         bundle = out / "bundles" / experiment.classical
@@ -230,12 +232,17 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
             arguments += ["--rig", experiment.rig] if label == "classical" else []
             arguments += ["--workers", "1", "--out", directory, "--json"]
             add(f"{place}/{label}", "drive", directory / "summary.json", arguments, after)
-    measured = [step.name for step in steps if step.kind in ("evaluate", "drive")]
     for comparison in experiment.comparisons:
         first, second = comparison.groups
         seeds = {runs.group: runs.seeds for runs in experiment.runs}
         directories = [
             [out / "evaluations" / f"{group}-{seed}" for seed in seeds[group]] for group in (first, second)
+        ]
+        measured = [
+            step.name
+            for step in steps
+            if step.kind in ("evaluate", "drive")
+            and step.name.split("/")[1].rpartition("-")[0] in comparison.groups
         ]
         directory = out / "comparisons" / f"{first}-against-{second}"
         add(f"compare/{first}-{second}", "compare", directory / "comparison.json",
@@ -243,6 +250,14 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
              "--mission", comparison.mission, "--out", directory, "--json"],
             measured)  # fmt: skip
     return steps
+
+
+def seed_by_seed(groups: Sequence[Runs]) -> Iterator[tuple[Runs, int]]:
+    """The first seed of all groups, then their second: what is broken off leaves pairs."""
+    for number in range(max((len(runs.seeds) for runs in groups), default=0)):
+        for runs in groups:
+            if number < len(runs.seeds):
+                yield runs, runs.seeds[number]
 
 
 def move_up(directory: Path) -> None:
@@ -282,21 +297,60 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     (evaluation / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def work_off(steps: Sequence[Step], jobs: int) -> list[str]:
+def record_of(step: Step, out: Path) -> Path:
+    """Where it is written down what made the product of a step."""
+    return out / "steps" / f"{step.name.replace('/', '-')}.txt"
+
+
+def left_to_do(steps: Sequence[Step], out: Path) -> list[Step]:
+    """Steps without a product, or whose product is older than one that it is made from.
+
+    Raises:
+        ConfigError: If a product was made by another command.
+    """
+    by_name = {step.name: step for step in steps}
+    left: dict[str, Step] = {}
+    for step in steps:  # what comes after has its needs before it
+        if not step.makes.exists():
+            left[step.name] = step
+            continue
+        record = record_of(step, out)
+        if record.exists() and (made_by := record.read_text(encoding="utf-8")) != step.recipe:
+            raise ConfigError(
+                f"{step.name}: {step.makes} was made by another command; remove it, or use another --out\n"
+                f"  made by:  {made_by}\n  expected: {step.recipe}"
+            )
+        made = step.makes.stat().st_mtime
+        newer = [
+            name
+            for name in step.after
+            if name in left or (name in by_name and by_name[name].makes.stat().st_mtime > made)
+        ]
+        if newer and step.kind not in ("clips", "train"):
+            log(f"{step.name}: again, for {newer[0]} is newer")
+            left[step.name] = step
+    return list(left.values())
+
+
+def work_off(steps: Sequence[Step], jobs: int, out: Path) -> list[str]:
     """Do all steps, several side by side; one that fails does not stop those that do not need it.
 
     Returns:
         Names of the steps that failed or could not begin.
+    Raises:
+        ConfigError: If something is there that was made by another command.
     """
-    waiting = [step for step in steps if not step.makes.exists()]
+    waiting = left_to_do(steps, out)
     done = {step.name for step in steps} - {step.name for step in waiting}
     known = {step.name for step in steps}
+    (out / "steps").mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     running: dict[Future[None], Step] = {}
 
     def timed(step: Step) -> None:
         started = time.perf_counter()
         step.run()
+        record_of(step, out).write_text(step.recipe, encoding="utf-8")
         step.seconds = time.perf_counter() - started
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -341,10 +395,11 @@ def main() -> int:
         if options.only:
             steps = [s for s in steps if s.kind in options.only or s.name.startswith(tuple(options.only))]
         if options.dry_run:
+            left = {step.name for step in left_to_do(steps, options.out)}
             for step in steps:
-                print(f"{'done' if step.makes.exists() else 'todo'}  {step.name}")
+                print(f"{'todo' if step.name in left else 'done'}  {step.name}")
             return 0
-        failed = work_off(steps, options.jobs)
+        failed = work_off(steps, options.jobs, options.out)
     except E2EPerceptionError as error:
         log(f"error: {error}")
         return 2

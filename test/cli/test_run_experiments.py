@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import threading
 from pathlib import Path
@@ -35,6 +36,9 @@ def test_the_shipped_experiment_has_every_step_once_and_each_after_what_it_needs
     for number, step in enumerate(steps):
         assert set(step.after) <= set(names[:number]), step.name
     assert names[-1] == "compare/joint-modular"
+    trainings = [name for name in names if name.startswith("train/")]
+    assert trainings[:3] == ["train/joint-0", "train/modular-0", "train/blind-0"], "seed by seed"
+    assert not any("classical" in need or "blind" in need for need in steps[-1].after)
     assert {"train/joint-2", "train/modular-2", "train/blind-0", "drive-critical/classical"} <= set(names)
 
 
@@ -60,12 +64,56 @@ def test_what_is_there_is_not_done_again_and_a_failure_stops_only_what_needs_it(
         return [step("clips"), step("a", "clips"), step("b", "clips", fails=fails), step("after-b", "b"),
                 step("after-a", "a")]  # fmt: skip
 
-    assert set(script.work_off(steps(fails=True), 2)) == {"b", "after-b"}
+    assert set(script.work_off(steps(fails=True), 2, tmp_path)) == {"b", "after-b"}
     assert sorted(did) == ["a", "after-a", "b"]
     assert did.index("a") < did.index("after-a")
     did.clear()
-    assert script.work_off(steps(fails=False), 2) == []
+    assert script.work_off(steps(fails=False), 2, tmp_path) == []
     assert did == ["b", "after-b"]
+
+
+def test_products_of_other_commands_are_refused_and_old_ones_made_again(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    did: list[str] = []
+
+    def steps(recipe: str) -> list[object]:
+        def step(name: str, *after: str, recipe: str = "") -> object:
+            def run() -> None:
+                did.append(name)
+                (tmp_path / name).touch()
+
+            return script.Step(name, "drive", tmp_path / name, run, after, recipe)
+
+        return [step("bundle", recipe=recipe), step("drive", "bundle"), step("table", "drive")]
+
+    assert script.work_off(steps("seed 1"), 1, tmp_path) == []
+    assert script.work_off(steps("seed 1"), 1, tmp_path) == []
+    assert did == ["bundle", "drive", "table"]
+    with pytest.raises(ConfigError, match=r"bundle: .* another command; remove it[^$]*seed 1[^$]*seed 2"):
+        script.work_off(steps("seed 2"), 1, tmp_path)
+    (tmp_path / "bundle").unlink()
+    did.clear()
+    assert script.work_off(steps("seed 2"), 1, tmp_path) == []
+    assert did == ["bundle", "drive", "table"]
+    later = (tmp_path / "table").stat().st_mtime + 5.0
+    os.utime(tmp_path / "bundle", (later, later))
+    did.clear()
+    assert [step.name for step in script.left_to_do(steps("seed 2"), tmp_path)] == ["drive", "table"]
+
+
+def test_what_a_training_is_made_by_includes_its_configuration(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe() -> str:
+        steps = script.steps_of(script.load("nano"), tmp_path, "cpu")
+        return str(next(step.recipe for step in steps if step.name == "train/joint-0"))
+
+    before = recipe()
+    assert str(tmp_path) not in before, "the same wherever it lies"
+    changed = script.load_training_config("nano").model_copy(update={"ema": 0.5})
+    monkeypatch.setattr(script, "load_training_config", lambda name: changed)
+    assert recipe() != before
 
 
 def test_what_a_command_wrote_is_moved_beside_the_rest(script: ModuleType, tmp_path: Path) -> None:
