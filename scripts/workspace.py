@@ -142,8 +142,8 @@ def create_venv() -> None:
 
 
 def install_requirements() -> None:
-    """One pip run for everything, so that it resolves as a whole."""
-    command: list[str | Path] = [
+    """One pip run for everything, so that it resolves as a whole; then what must not bring its own needs."""
+    install: list[str | Path] = [
         VENV_PYTHON,
         "-m",
         "pip",
@@ -151,10 +151,11 @@ def install_requirements() -> None:
         "--disable-pip-version-check",
         "--quiet",
     ]
-    command += ["--constraint", REQUIREMENTS / "constraints.txt"]
+    command = [*install, "--constraint", REQUIREMENTS / "constraints.txt"]
     for name in REQUIREMENT_FILES:
         command += ["--requirement", REQUIREMENTS / name]
     run(command)
+    run([*install, "--no-deps", "--requirement", REQUIREMENTS / "alone.txt"])
 
 
 def without_baked_paths(text: str, *, python_include: str, numpy_include: str) -> str:
