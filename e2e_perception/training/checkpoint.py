@@ -16,6 +16,7 @@ from torch import Tensor
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.resources import resource_dir
 from e2e_perception.model.network import JointNetwork
 
 STATE = "checkpoint.safetensors"
@@ -88,13 +89,15 @@ def first_weights(source: Path, model: JointNetwork) -> tuple[dict[str, Tensor],
     """Weights to start from: averaged ones of another run, or those of a bundle.
 
     Args:
-        source: Directory of the run or bundle.
+        source: Directory of the run or bundle, or the name of a shipped bundle.
         model: Freshly made; what has no namesake of the same shape keeps its values.
     Returns:
         A whole state, and the names that `source` had nothing for.
     Raises:
         InputError: If there is no such thing, or less than half of the parameters fit.
     """
+    shipped = resource_dir() / "bundles" / source
+    source = shipped if not source.exists() and shipped.is_dir() else source
     before = (
         _bundle_weights(source) if (source / WEIGHTS).is_file() else load_checkpoint(source).part("average")
     )

@@ -35,7 +35,13 @@ from e2e_perception.model.losses import LOSSES, OBJECTIVES
 from e2e_perception.model.network import JointNetwork
 from e2e_perception.training import config as training_config
 from e2e_perception.training import loop as loop_module
-from e2e_perception.training.checkpoint import STATE, first_weights, load_checkpoint, model_from_checkpoint
+from e2e_perception.training.checkpoint import (
+    STATE,
+    WEIGHTS,
+    first_weights,
+    load_checkpoint,
+    model_from_checkpoint,
+)
 from e2e_perception.training.config import (
     LOSS_NAMES,
     LossWeights,
@@ -464,6 +470,16 @@ def test_weights_of_another_network_are_no_start_but_those_that_fit_are(tmp_path
             first_weights(tmp_path / "small", other)
     finally:
         del training_config.SIZES["wider"]
+
+
+def test_a_run_can_start_from_a_shipped_bundle_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state, fresh = first_weights(Path("tiny"), JointNetwork(training_config.SIZES["tiny"]))
+    assert fresh == []
+    bundle = load_file(Path(__file__).resolve().parents[2] / "resource" / "bundles" / "tiny" / WEIGHTS)
+    assert all(torch.equal(state[name], tensor) for name, tensor in bundle.items())
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
