@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from e2e_perception.core.errors import InputError
 
 # Order is part of the tensor contract; a bundle that states another order is refused.
-CLASSES: tuple[str, ...] = ("car", "truck", "pedestrian", "cyclist")
+# `obstacle` is whatever else stands or lies where one might drive: lost cargo, a cone, a barrier.
+CLASSES: tuple[str, ...] = ("car", "truck", "pedestrian", "cyclist", "obstacle")
 
 
 @dataclass(frozen=True)

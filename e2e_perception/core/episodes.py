@@ -19,8 +19,8 @@ class Contact:
 
     Attributes:
         step: Row of the record in which they first overlap.
-        agent: Row of `agents_TN3`, or -1 for a still solid on the road (debris).
-        class_name: `car`, …, or `debris`.
+        agent: Row of `agents_TN3`, or -1 for a still solid on the road.
+        class_name: Of `CLASSES`.
         at_fault: Whether the robot could have prevented it by driving otherwise, see docs/outcomes.md.
         speed: Of the two against each other at the contact [m/s].
     """

@@ -38,6 +38,7 @@ _COLORS: dict[str, tuple[float, float, float]] = {
     "truck": (0.40, 0.23, 0.72),
     "pedestrian": (1.0, 0.60, 0.0),
     "cyclist": (0.0, 0.65, 0.45),
+    "obstacle": (0.62, 0.50, 0.38),
 }
 _STATE_COLORS: dict[SafetyState, tuple[float, float, float]] = {
     SafetyState.NOMINAL: (0.30, 0.69, 0.31),

@@ -291,7 +291,7 @@ def _others(record: EpisodeRecord) -> tuple[Array, Array, NDArray[np.bool_]]:
 
 
 def _class_names(record: EpisodeRecord) -> list[str]:
-    return [*record.class_names_N, *["debris"] * len(record.obstacles_O5)]
+    return [*record.class_names_N, *["obstacle"] * len(record.obstacles_O5)]
 
 
 def _num_counted(record: EpisodeRecord) -> int:

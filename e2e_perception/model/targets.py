@@ -16,7 +16,7 @@ from e2e_perception.core.boxes import CLASSES
 Labels = dict[str, Tensor]
 
 MATCH_RADIUS = 2.5  # [m] a query may be this far from the label it answers for
-HEAT_SIGMA = {"car": 1.2, "truck": 1.6, "pedestrian": 0.8, "cyclist": 0.9}  # [m]
+HEAT_SIGMA = {"car": 1.2, "truck": 1.6, "pedestrian": 0.8, "cyclist": 0.9, "obstacle": 0.8}  # [m]
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class KalmanTrackerConfig(Section):
     cyclist: ClassTracking = Field(
         default_factory=lambda: ClassTracking(max_distance=2.0, speed_std=4.0, acceleration_std=1.5)
     )
+    obstacle: ClassTracking = Field(
+        default_factory=lambda: ClassTracking(max_distance=1.5, speed_std=0.3, acceleration_std=0.2)
+    )
 
     @property
     def noise(self) -> MeasurementNoise:

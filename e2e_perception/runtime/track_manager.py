@@ -27,8 +27,9 @@ from e2e_perception.runtime.track_state import TrackState
 
 Array = NDArray[np.float64]
 
-# A track never changes from a vehicle into a person; within a group the classes are easily confused.
-CLASS_GROUPS = np.array([0 if name in ("car", "truck") else 1 for name in CLASSES])
+# A track never changes from a vehicle into a person or a thing; within a group the classes are easily confused.
+GROUP_OF = {"car": 0, "truck": 0, "pedestrian": 1, "cyclist": 1, "obstacle": 2}
+CLASS_GROUPS = np.array([GROUP_OF[name] for name in CLASSES])
 LEAST_LOG_PROBABILITY = -50.0
 FORBIDDEN = 1.0e4  # cost of an association that must not be; above any sum of two others
 LARGEST_BELIEVABLE = 1.0e4  # [m], [m/s]; the grid is a hundred metres wide

@@ -5,8 +5,6 @@ network is replaced by what a robot without it would run. Of its outputs the det
 scores, and position, size and heading of boxes. Their velocities, which the network infers from what it
 remembers, are not, nor does it remember tracks. The planner is that of `ground-truth-planner`, on confirmed
 tracks in place of true boxes: it knows the map, and of the others what was seen.
-
-What is not of the network's classes, debris for example, is seen by nobody here.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ class ClosedLoop:
                 other_velocity_2=velocity,
                 other_size=(float(sizes[j, 0]), float(sizes[j, 1])),
             )
-            name = CLASSES[int(self.world.cast.class_ids_N[agent])] if is_agent else "debris"
+            name = CLASSES[int(self.world.cast.class_ids_N[agent])] if is_agent else "obstacle"
             self._contacts.append(
                 Contact(len(self._log.ego) - 1, agent, name, verdict.at_fault, verdict.closing_speed)
             )

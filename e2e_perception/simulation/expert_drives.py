@@ -108,7 +108,7 @@ def scenario_of(
         swerves=() if push is None else tuple(push.pushes),
         difficulty=spec.difficulty,
         present_TN=record.present_TN,
-        obstacles_O5=record.obstacles_O5,
+        obstacles_C=world.cast.obstacles_C,
     )
 
 

@@ -88,9 +88,9 @@ def frame_labels(
         later_ns = snapshot.stamp_ns + round(ahead_s * 1e9)
         if later_ns > scenario.last_ns:
             break
-        poses_N3, _ = scenario.agents_at(later_ns)
-        futures[:n, k] = base_from_odom.apply(poses_N3[boxes.ids_N, :2])
-        futures_valid[:n, k] = scenario.present_at(later_ns)[boxes.ids_N]
+        poses, present = scenario.objects_at(later_ns)
+        futures[:n, k] = base_from_odom.apply(poses[boxes.ids_N, :2])
+        futures_valid[:n, k] = present[boxes.ids_N]
         pose = base_from_odom @ scenario.ego_at(later_ns).odom_from_base.planar_part()
         ego_future[k] = (pose.x, pose.y, pose.yaw)
         ego_future_valid[k] = scenario.is_example(snapshot.stamp_ns, later_ns)

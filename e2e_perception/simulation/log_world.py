@@ -104,10 +104,10 @@ class LogWorld:
         self._prepare_drive(steps_ns)
         self.tracks, clutter = tracks_on_steps(self.log, steps_ns, self.odom_from_city)
         self._set_task(steps_ns)
-        self.cast = _cast(self.log, self.tracks, clutter, self.odom_from_city.planar_part())
+        low_C = clutter[:, 2] - clutter[:, 5] / 2.0 < DRIVEN_UNDER
+        self.cast = _cast(self.log, self.tracks, clutter, low_C, self.odom_from_city.planar_part())
         self.provenance: Mapping[str, str] = self._provenance()
-        low = clutter[:, 2] - clutter[:, 5] / 2.0 < DRIVEN_UNDER
-        self.obstacles_O5 = clutter[low][:, [0, 1, 6, 3, 4]]
+        self.obstacles_O5 = self.cast.obstacles_O5
         self._traffic = LoggedTraffic(self.tracks)
         self._history = AgentHistory(self.start_ns)
         self._history.append(self._traffic.states)
@@ -376,7 +376,13 @@ def _matching_cameras(log: Log, rig: Rig | None) -> dict[str, str]:
     return matching
 
 
-def _cast(log: Log, tracks: Tracks, clutter_C12: NDArray[np.float64], odom_from_city: SE2) -> Cast:
+def _cast(
+    log: Log,
+    tracks: Tracks,
+    clutter_C12: NDArray[np.float64],
+    obstacles_C: NDArray[np.bool_],
+    odom_from_city: SE2,
+) -> Cast:
     digest = hashlib.sha256(log.log_id.encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     looks = []
@@ -391,6 +397,7 @@ def _cast(log: Log, tracks: Tracks, clutter_C12: NDArray[np.float64], odom_from_
         clutter_C12,
         road_of(log, odom_from_city),
         Conditions(),
+        obstacles_C,
     )
 
 

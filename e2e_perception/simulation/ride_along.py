@@ -140,11 +140,11 @@ def truth_at(scenario: Scenario, stamp_ns: int, rig: Rig, network: NetworkConfig
         later_ns = stamp_ns + round(ahead_s * 1e9)
         if later_ns > scenario.last_ns:
             break
-        poses_N3, _ = scenario.agents_at(later_ns)
-        poses = poses_N3[boxes.ids_N]
+        everything, present = scenario.objects_at(later_ns)
+        poses = everything[boxes.ids_N]
         futures[:, k, :2] = base_from_odom.apply(poses[:, :2])
         futures[:, k, 2] = poses[:, 2] + base_from_odom.yaw
-        futures_valid[:, k] = scenario.present_at(later_ns)[boxes.ids_N]
+        futures_valid[:, k] = present[boxes.ids_N]
         pose = base_from_odom @ scenario.ego_at(later_ns).odom_from_base.planar_part()
         ego_future[k] = (pose.x, pose.y, pose.yaw)
         ego_future_valid[k] = scenario.is_example(stamp_ns, later_ns)

@@ -44,7 +44,7 @@ class Scenario:
             no plan can foresee them.
         difficulty: Of the scenario, None where there is no such thing.
         present_TN: (T, N), who was there; None: everybody, always.
-        obstacles_O5: x, y [m], yaw [rad], length, width [m] of clutter that lies on the road, odom frame.
+        obstacles_C: (C,) bool, which of the clutter is in the way, and labelled; None: none.
         prices: By instant [ns], what the proposals of the network's vocabulary would have cost, as the expert
             saw it there and then, (C, K); empty where that can be told from what everybody did later.
     """
@@ -68,12 +68,20 @@ class Scenario:
     swerves: tuple[tuple[int, int], ...]
     difficulty: float | None = None
     present_TN: NDArray[np.bool_] | None = None
-    obstacles_O5: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 5)))
+    obstacles_C: NDArray[np.bool_] | None = None
     prices: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     _cast: Cast = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        cast = Cast(self.sizes_N3, self.class_ids_N, self.parts, self.clutter_C12, self.road, self.conditions)
+        cast = Cast(
+            self.sizes_N3,
+            self.class_ids_N,
+            self.parts,
+            self.clutter_C12,
+            self.road,
+            self.conditions,
+            self.obstacles_C,
+        )
         object.__setattr__(self, "_cast", cast)
 
     @property
@@ -121,6 +129,25 @@ class Scenario:
         velocities = (1.0 - f) * self.velocities_TN2[i] + f * self.velocities_TN2[i + 1]
         return poses, velocities
 
+    @property
+    def obstacles_O5(self) -> NDArray[np.float64]:
+        """x, y [m], yaw [rad], length, width [m] of what lies in the way, odom frame."""
+        return self._cast.obstacles_O5
+
+    def objects_at(self, stamp_ns: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """All that is labelled, by identity: N agents, then O obstacles.
+
+        Returns:
+            Poses (N + O, 3) x, y [m], yaw [rad], odom frame, and whether each is there (N + O,).
+        Raises:
+            InputError: If the scenario does not cover the instant.
+        """
+        still_O3 = self.obstacles_O5[:, :3]
+        return (
+            np.concatenate([self.agents_at(stamp_ns)[0], still_O3]),
+            np.concatenate([self.present_at(stamp_ns), np.ones(len(still_O3), np.bool_)]),
+        )
+
     def present_at(self, stamp_ns: int) -> NDArray[np.bool_]:
         """(N,), who is there at an instant: at the steps before and after it.
 
@@ -133,7 +160,7 @@ class Scenario:
         return np.asarray(self.present_TN[i] & self.present_TN[i + 1])
 
     def snapshot(self, stamp_ns: int) -> Snapshot:
-        """The world at an instant: agents and clutter within `NEARBY` metres; identities are agent numbers.
+        """The world at an instant: see `Cast.snapshot`.
 
         Raises:
             InputError: If the scenario does not cover it.

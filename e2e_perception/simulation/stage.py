@@ -553,6 +553,7 @@ class CorridorStage(Stage):
             class_ids_N=np.array([actor.look.class_id for actor in self.actors], np.int64),
             parts=parts_of([actor.look for actor in self.actors], self.rng),
             clutter_C12=clutter,
+            obstacles_C=np.arange(len(clutter)) >= len(clutter) - len(self.debris.array()),
             collided=False,
             swerves=tuple(
                 (start_ns + round(a * 1e9), start_ns + round((b + 0.3) * 1e9)) for a, b, _ in ego.swerves

@@ -196,7 +196,6 @@ class TrafficWorld:
         clutter = np.concatenate([stage.scenery(), obstacles])
         clutter[:, :2] = self._to_odom(clutter[:, :2])
         clutter[:, 6] = -clutter[:, 6] + self._odom_from_world.yaw
-        self.obstacles_O5 = clutter[len(clutter) - len(obstacles) :][:, [0, 1, 6, 3, 4]]
         self.cast = Cast(
             sizes_N3=sizes,
             class_ids_N=np.array([actor.look.class_id for actor in stage.actors], np.int64),
@@ -204,7 +203,9 @@ class TrafficWorld:
             clutter_C12=clutter,
             road=stage.ground(self._to_odom),
             conditions=weather(stage.rng, spec.difficulty),
+            obstacles_C=np.arange(len(clutter)) >= len(clutter) - len(obstacles),
         )
+        self.obstacles_O5 = self.cast.obstacles_O5
         stations = np.arange(stage.ego_s - ROUTE_BEHIND, stage.length, ROUTE_SPACING)
         self.route = Route(self._to_odom(stage.positions(stations, stage.ego_r)))
         start_s, _ = self.route.project((0.0, 0.0))

@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from e2e_perception.core.boxes import Boxes
+from e2e_perception.core.boxes import CLASSES, Boxes
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE3, wrap_angle
@@ -27,12 +27,13 @@ STEP_S = 0.1  # others move in steps of this length
 STEP_NS = 100_000_000
 START_NS = 1_700_000_000_000_000_000
 AREA_MARGIN = 0.1  # [m]
+OBSTACLE = CLASSES.index("obstacle")
 NEARBY = 120.0  # [m] within which agents and clutter are in a snapshot
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Who and what there is, apart from where the agents are; N agents, P parts, C clutter solids.
+    """Who and what there is, apart from where the agents are; N agents, P parts, C clutter solids, O obstacles.
 
     Attributes:
         sizes_N3: (N, 3) length, width, height [m].
@@ -41,6 +42,7 @@ class Cast:
         clutter_C12: Still solids, see `scenery.Clutter`, odom frame.
         road: The surface.
         conditions: Light and air.
+        obstacles_C: (C,) bool, which of them are in the way, and labelled; None: none.
     """
 
     sizes_N3: NDArray[np.float64]
@@ -49,12 +51,26 @@ class Cast:
     clutter_C12: NDArray[np.float64]
     road: Road
     conditions: Conditions
+    obstacles_C: NDArray[np.bool_] | None = None
+    _obstacles: NDArray[np.int64] = field(init=False, repr=False)
     _clutter_reach_C: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        marked = np.zeros(len(self.clutter_C12), np.bool_) if self.obstacles_C is None else self.obstacles_C
+        if len(marked) != len(self.clutter_C12):
+            raise InputError(
+                f"cast: {len(marked)} marks of obstacles for {len(self.clutter_C12)} solids, expected one each"
+            )
+        object.__setattr__(self, "_obstacles", np.flatnonzero(marked))
         # Small things far away cost as much to draw as near ones and are seen by nobody.
         reach = np.minimum(NEARBY, 30.0 + 14.0 * self.clutter_C12[:, 3:6].max(axis=1, initial=0.0))
+        reach[self._obstacles] = NEARBY
         object.__setattr__(self, "_clutter_reach_C", reach + self.clutter_C12[:, 3] / 2.0)
+
+    @property
+    def obstacles_O5(self) -> NDArray[np.float64]:
+        """x, y [m], yaw [rad], length, width [m] of what is in the way, odom."""
+        return self.clutter_C12[self._obstacles][:, [0, 1, 6, 3, 4]]
 
     def snapshot(
         self,
@@ -63,7 +79,9 @@ class Cast:
         velocities_N2: NDArray[np.float64],
         present_N: NDArray[np.bool_] | None = None,
     ) -> Snapshot:
-        """The world at an instant: agents and clutter within `NEARBY` metres; identities are agent numbers.
+        """The world at an instant: agents and clutter within `NEARBY` metres.
+
+        Identities are agent numbers, and for obstacles N and on.
 
         Args:
             ego: The robot at that instant.
@@ -77,22 +95,30 @@ class Cast:
             near_N &= present_N
         ids = np.flatnonzero(near_N)
         heights = self.sizes_N3[ids, 2:]
+        things_O12 = self.clutter_C12[self._obstacles]
+        things = np.flatnonzero(np.hypot(things_O12[:, 0] - here[0], things_O12[:, 1] - here[1]) < NEARBY)
+        centers = np.concatenate([poses_N3[ids, :2], heights / 2.0], axis=1)
+        yaws = np.concatenate([poses_N3[ids, 2], things_O12[things, 6]])
         boxes = Boxes(
-            centers_N3=np.concatenate([poses_N3[ids, :2], heights / 2.0], axis=1).astype(np.float32),
-            sizes_N3=self.sizes_N3[ids].astype(np.float32),
-            yaws_N=((poses_N3[ids, 2] + np.pi) % (2.0 * np.pi) - np.pi).astype(np.float32),
-            velocities_N2=velocities_N2[ids].astype(np.float32),
-            class_ids_N=self.class_ids_N[ids],
-            scores_N=np.ones(len(ids), np.float32),
-            ids_N=ids.astype(np.int64),
+            centers_N3=np.concatenate([centers, things_O12[things, :3]]).astype(np.float32),
+            sizes_N3=np.concatenate([self.sizes_N3[ids], things_O12[things, 3:6]]).astype(np.float32),
+            yaws_N=((yaws + np.pi) % (2.0 * np.pi) - np.pi).astype(np.float32),
+            velocities_N2=np.concatenate([velocities_N2[ids], np.zeros((len(things), 2))]).astype(np.float32),
+            class_ids_N=np.concatenate([self.class_ids_N[ids], np.full(len(things), OBSTACLE)]).astype(
+                np.int64
+            ),
+            scores_N=np.ones(len(yaws), np.float32),
+            ids_N=np.concatenate([ids, len(poses_N3) + things]).astype(np.int64),
         )
+        labels_C = np.full(len(self.clutter_C12), -1, np.int64)
+        labels_C[self._obstacles[things]] = len(ids) + np.arange(len(things))
         return Snapshot(
             stamp_ns=ego.stamp_ns,
             odom_from_base=ego.odom_from_base,
             velocity=ego.velocity,
             yaw_rate=ego.yaw_rate,
             boxes=boxes,
-            solids=self._solids(here, ids, poses_N3, velocities_N2),
+            solids=self._solids(here, ids, poses_N3, velocities_N2, labels_C),
             road=self.road,
             conditions=self.conditions,
         )
@@ -103,6 +129,7 @@ class Cast:
         ids: NDArray[np.int64],
         poses_N3: NDArray[np.float64],
         velocities_N2: NDArray[np.float64],
+        labels_C: NDArray[np.int64],
     ) -> Solids:
         rows_N = np.full(len(poses_N3), -1, np.int64)
         rows_N[ids] = np.arange(len(ids))
@@ -115,7 +142,8 @@ class Cast:
         x = poses_N3[agents, 0] + c * offsets[:, 0] - s * offsets[:, 1]
         y = poses_N3[agents, 1] + s * offsets[:, 0] + c * offsets[:, 1]
         still = self.clutter_C12
-        still = still[np.hypot(still[:, 0] - here[0], still[:, 1] - here[1]) < self._clutter_reach_C]
+        near_C = np.hypot(still[:, 0] - here[0], still[:, 1] - here[1]) < self._clutter_reach_C
+        still = still[near_C]
         return Solids(
             centers_N3=np.concatenate([np.stack([x, y, offsets[:, 2]], axis=1), still[:, :3]]),
             sizes_N3=np.concatenate([parts.sizes_P3[shown], still[:, 3:6]]),
@@ -124,7 +152,7 @@ class Cast:
             colors_N3=np.concatenate([parts.colors_P3[shown], still[:, 9:12].astype(np.uint8)]),
             reflectivities_N=np.concatenate([parts.reflectivities_P[shown], still[:, 7]]),
             rcs_N=np.concatenate([parts.rcs_P[shown], still[:, 8]]),
-            labels_N=np.concatenate([rows_N[agents], np.full(len(still), -1, np.int64)]),
+            labels_N=np.concatenate([rows_N[agents], labels_C[near_C]]),
         )
 
 

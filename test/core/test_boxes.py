@@ -23,7 +23,7 @@ def make_boxes(n: int) -> Boxes:
 
 
 def test_class_order_is_the_contract() -> None:
-    assert CLASSES == ("car", "truck", "pedestrian", "cyclist")
+    assert CLASSES == ("car", "truck", "pedestrian", "cyclist", "obstacle")
 
 
 def test_empty_has_no_boxes() -> None:

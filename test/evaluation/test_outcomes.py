@@ -57,7 +57,11 @@ def with_step(mask_step: int, num_steps: int = 60) -> np.ndarray:
         ({"off_road_T": with_step(30)}, "off_road", "off the road at 1.7 % of steps"),
         ({"failure": "no plan for 1.0 s"}, "policy_failure", "policy failed: no plan for 1.0 s"),
         ({"goal_s": 100.0}, None, "goal not reached, 52 % of the way"),
-        ({"contacts": (Contact(59, -1, "debris", True, 3.14),)}, "collision", "debris at 3.1 m/s, at fault"),
+        (
+            {"contacts": (Contact(59, -1, "obstacle", True, 3.14),)},
+            "collision",
+            "obstacle at 3.1 m/s, at fault",
+        ),
     ],
 )
 def test_each_way_to_fail_prevents_success_and_is_said(changes, flag, words):
@@ -87,7 +91,7 @@ def test_collisions_are_told_apart_by_blame_and_by_who_was_hit():
 
 def test_what_happens_after_the_first_contact_does_not_count():
     record = bare_record(goal_s=40.0)
-    touched = replace(record, contacts=(Contact(20, -1, "debris", True, 8.0),), off_road_T=with_step(25))
+    touched = replace(record, contacts=(Contact(20, -1, "obstacle", True, 8.0),), off_road_T=with_step(25))
     found = outcome(touched)
     assert found.steps == 21
     assert found.progress_m == pytest.approx(16.0)
@@ -263,7 +267,7 @@ def test_a_very_short_drive_has_figures_too(num_steps):
     [
         ({"goal_s": 10.0}, "the goal at 10.0 m is not beyond the start at 10.0 m"),
         ({"progress_T": np.full(60, np.nan)}, "progress_T has values that are not finite"),
-        ({"contacts": (Contact(60, -1, "debris", True, 1.0),)}, "at step 60, expected one of"),
+        ({"contacts": (Contact(60, -1, "obstacle", True, 1.0),)}, "at step 60, expected one of"),
         ({"contacts": (Contact(3, 0, "car", True, 1.0),)}, "agent 0 at step 3, expected one of 0 agents"),
     ],
 )

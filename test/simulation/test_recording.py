@@ -11,6 +11,7 @@ from synthetic import SMALL
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import MAX_LABELS, Clip
+from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, SIZES
 from e2e_perception.core.resources import config_dir
@@ -19,6 +20,7 @@ from e2e_perception.core.samples import ImageSample, PointsSample
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.simulation.degradation import DegradationSchedule
 from e2e_perception.simulation.labels import road_maps
+from e2e_perception.simulation.lidar import simulate_lidar_with_labels
 from e2e_perception.simulation.randomization import network_sized, randomized_rig
 from e2e_perception.simulation.recording import odometry, record_clips, sensor_messages, true_boxes
 from e2e_perception.simulation.scenario import Scenario
@@ -165,11 +167,61 @@ def test_futures_are_where_the_object_is_later() -> None:
         assert not clip.futures_valid_TBS[t, ~present].any()
         for k, ahead_s in enumerate(SMALL.times_T):
             later_ns = stamp_ns + round(ahead_s * 1e9)
-            poses, _ = made.agents_at(later_ns)
+            poses, _ = made.objects_at(later_ns)
             expected = base_from_odom.apply(poses[clip.ids_TB[t, present], :2])
             np.testing.assert_allclose(clip.futures_TBS2[t, present, k], expected, atol=1e-3)
             pose = base_from_odom @ made.ego_at(later_ns).odom_from_base.planar_part()
             np.testing.assert_allclose(clip.ego_future_TS3[t, k], (pose.x, pose.y, pose.yaw), atol=1e-4)
+
+
+@lru_cache(maxsize=1)
+def with_obstacle() -> Scenario:
+    """Something lies in the lane, 50 m ahead."""
+    made = simulate_scenario("blocked_lane", 22, 4.0)
+    assert len(made.obstacles_O5) == 1
+    return made
+
+
+def test_what_lies_in_the_way_is_labelled_seen_and_stays_where_it_is() -> None:
+    made = with_obstacle()
+    num_agents = len(made.sizes_N3)
+    x, y, yaw, length, width = made.obstacles_O5[0]
+    seen = False
+    for clip in record_clips(made, rig(), SMALL, clip_length=4, stride_s=0.5, randomize=False):
+        for t, stamp_ns in enumerate(clip.stamps_ns_T.tolist()):
+            (row,) = np.flatnonzero(clip.ids_TB[t] == num_agents)
+            assert CLASSES[clip.class_ids_TB[t, row]] == "obstacle"
+            here = made.ego_at(stamp_ns).odom_from_base.planar_part()
+            box = dict(zip(BOX_FIELDS, clip.boxes_TB10[t, row].tolist(), strict=True))
+            np.testing.assert_allclose(here.apply(np.array([box["x"], box["y"]])), (x, y), atol=1e-3)
+            turned = np.arctan2(box["sin_yaw"], box["cos_yaw"]) + here.yaw - yaw
+            assert abs(np.angle(np.exp(1j * turned))) < 1e-4
+            assert np.allclose((box["log_length"], box["log_width"]), np.log((length, width)), atol=1e-5)
+            assert box["vx"] == box["vy"] == 0.0
+            assert clip.futures_valid_TBS[t, row].all()
+            np.testing.assert_allclose(
+                clip.futures_TBS2[t, row], np.tile((box["x"], box["y"]), (SMALL.horizon_steps, 1)), atol=1e-3
+            )
+            seen |= bool(clip.visible_TB[t, row])
+    assert seen
+
+
+def test_returns_of_what_lies_in_the_way_are_on_its_box() -> None:
+    made = with_obstacle()
+    snapshot = made.snapshot(made.end_ns)
+    (row,) = np.flatnonzero(snapshot.boxes.ids_N == len(made.sizes_N3))
+    sample, rows_K = simulate_lidar_with_labels(snapshot, rig().lidars[0], np.random.default_rng(0))
+    points = np.stack([sample.fields[name] for name in "xyz"], axis=1)[rows_K == row]
+    assert len(points) >= 3
+    odom = (snapshot.odom_from_base @ rig().lidars[0].mount.base_from_body).apply(points)
+    gap = np.abs(odom[:, :2] - snapshot.boxes.centers_N3[row, :2]).max(axis=1)
+    assert np.all(gap < 0.5 * np.hypot(*snapshot.boxes.sizes_N3[row, :2]) + 0.2)
+
+
+def test_marks_of_obstacles_fit_the_solids() -> None:
+    cast = with_obstacle()._cast
+    with pytest.raises(InputError, match="2 marks of obstacles for .* solids"):
+        dataclasses.replace(cast, obstacles_C=np.ones(2, np.bool_))
 
 
 def test_a_collision_or_a_swerve_takes_the_robots_path_out_of_the_labels() -> None:
