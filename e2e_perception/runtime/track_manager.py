@@ -27,7 +27,7 @@ from e2e_perception.runtime.track_state import TrackState
 
 Array = NDArray[np.float64]
 
-# A track never changes from a vehicle into a person or a thing; within a group the classes are easily confused.
+# A track never changes from a vehicle into a person or a thing; within a group classes are easily confused.
 GROUP_OF = {"car": 0, "truck": 0, "pedestrian": 1, "cyclist": 1, "obstacle": 2}
 CLASS_GROUPS = np.array([GROUP_OF[name] for name in CLASSES])
 LEAST_LOG_PROBABILITY = -50.0

@@ -33,7 +33,7 @@ NEARBY = 120.0  # [m] within which agents and clutter are in a snapshot
 
 @dataclass(frozen=True)
 class Cast:
-    """Who and what there is, apart from where the agents are; N agents, P parts, C clutter solids, O obstacles.
+    """Who and what there is, apart from where agents are; N agents, P parts, C clutter solids, O obstacles.
 
     Attributes:
         sizes_N3: (N, 3) length, width, height [m].
@@ -59,7 +59,7 @@ class Cast:
         marked = np.zeros(len(self.clutter_C12), np.bool_) if self.obstacles_C is None else self.obstacles_C
         if len(marked) != len(self.clutter_C12):
             raise InputError(
-                f"cast: {len(marked)} marks of obstacles for {len(self.clutter_C12)} solids, expected one each"
+                f"cast: {len(marked)} marks of obstacles for {len(self.clutter_C12)} solids, expected as many"
             )
         object.__setattr__(self, "_obstacles", np.flatnonzero(marked))
         # Small things far away cost as much to draw as near ones and are seen by nobody.

@@ -220,7 +220,7 @@ def test_returns_of_what_lies_in_the_way_are_on_its_box() -> None:
 
 def test_marks_of_obstacles_fit_the_solids() -> None:
     cast = with_obstacle()._cast
-    with pytest.raises(InputError, match="2 marks of obstacles for .* solids"):
+    with pytest.raises(InputError, match=r"2 marks of obstacles for \d+ solids"):
         dataclasses.replace(cast, obstacles_C=np.ones(2, np.bool_))
 
 
