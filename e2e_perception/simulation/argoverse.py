@@ -30,8 +30,8 @@ AXLE_HEIGHT = 0.32  # [m]
 BASE_FROM_EGO = SE3(np.eye(3), np.array([0.0, 0.0, AXLE_HEIGHT]))
 
 STILL = "still"
-# What each of the data set's 30 categories is here: one of `CLASSES`; `still`, a solid, which is an `obstacle`
-# if one could drive into it; or None, not simulated at all.
+# What each of the data set's 30 categories is here: one of `CLASSES`; `still`, a solid, and an
+# `obstacle` if one could drive into it; or None, not simulated at all.
 CATEGORIES: Mapping[str, str | None] = {
     "ANIMAL": None,
     "ARTICULATED_BUS": "truck",
