@@ -48,6 +48,7 @@ class Data(_Frozen):
     name: str
     suite: str = "train"
     part: str = "1/1"
+    family: str = ""
     disturb: bool = False
 
 
@@ -173,6 +174,7 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
     for data in experiment.datasets:
         arguments: list[str | Path] = ["simulate", "--format", "clips", "--out", out / "clips" / data.name]
         arguments += ["--suite", data.suite, "--part", data.part, "--rig", experiment.rig]
+        arguments += ["--family", data.family] if data.family else []
         arguments += ["--clip-length", str(experiment.clip_length), "--stride", str(experiment.stride_s)]
         arguments += ["--workers", "1", "--json", *(["--disturb"] if data.disturb else [])]
         add(f"clips/{data.name}", "clips", out / "clips" / data.name / "index.parquet", arguments)

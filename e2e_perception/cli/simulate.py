@@ -102,6 +102,13 @@ def simulate(
     part: Annotated[
         str, typer.Option(help="With --suite: one of several even parts of it, e.g. `2/4`; 1/1 is all of it.")
     ] = "1/1",
+    family: Annotated[
+        str,
+        typer.Option(
+            help="With --suite: only scenarios whose family has this in its name, e.g. `debris`.",
+            show_default="all",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the first scenario; the others count up from it.")] = 0,
     duration: Annotated[float, typer.Option(min=1.0, max=600.0, help="Length of a scenario [s].")] = 12.0,
     output_format: Annotated[
@@ -148,10 +155,12 @@ def simulate(
 
     the_rig = find_rig(rig)
     schedule = _schedule(degrade, the_rig)
+    if family and suite is None:
+        raise ConfigError("--family needs --suite; without one, --kind says what is simulated")
     if disturb and suite is None:
         raise ConfigError("--disturb needs --suite: only the expert knows how to come back")
     if suite is not None:
-        todo = _of_suite(suite, limit, part)
+        todo = _of_suite(suite, limit, part, family)
     else:
         todo = [Source(KINDS[i % len(KINDS)] if kind == ALL else kind, seed + i) for i in range(scenarios)]
     recipe = Recipe(
@@ -195,8 +204,11 @@ def specs_of(name: str, part: str) -> list[ScenarioSpec]:
     return list(load_suite(name).scenarios()[int(found[1]) - 1 :: int(found[2])])
 
 
-def _of_suite(name: str, limit: int, part: str) -> list[Source]:
-    specs = specs_of(name, part)
+def _of_suite(name: str, limit: int, part: str, family: str) -> list[Source]:
+    specs = [spec for spec in specs_of(name, part) if family in spec.family]
+    if not specs:
+        families = sorted({spec.family for spec in specs_of(name, part)})
+        raise ConfigError(f"--family {family!r}: suite {name} has {', '.join(families)}")
     return [Source(spec.family, spec.seed, spec.difficulty) for spec in specs[: limit or None]]
 
 
