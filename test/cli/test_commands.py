@@ -221,6 +221,17 @@ def test_a_suite_becomes_clips_with_priced_proposals_and_bags_driven_by_the_expe
         "highway_stopped_queue-000000-0.5", "highway_braking_lead-000001-0.5"
     ]  # fmt: skip
     assert all((Path(bag) / "metadata.yaml").is_file() for bag in made["bags"])
+    assert main(["simulate", "--suite", str(suite), "--format", "clips", "--out", str(tmp_path / "some"),
+                 "--family", "lead", "--clip-length", "2", "--stride", "4", "--json"]) == 0  # fmt: skip
+    capsys.readouterr()
+    scenarios = {row["scenario"] for row in ClipStore(tmp_path / "some").rows}
+    assert scenarios == {"highway+braking_lead/1@0.5"}
+    for words, told in (
+        (["--suite", str(suite), "--family", "martian"], "highway+braking_lead, highway+stopped_queue"),
+        (["--family", "lead"], "--family needs --suite"),
+    ):
+        assert main(["simulate", *words, "--out", str(tmp_path / "x")]) == 2
+        assert told in sentence_of(capsys)
     assert main(["simulate", "--suite", "martian", "--out", str(tmp_path / "x")]) == 2
     assert "martian" in sentence_of(capsys)
     assert main(["simulate", "--degrade", "martian", "--out", str(tmp_path / "x")]) == 2
