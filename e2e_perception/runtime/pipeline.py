@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from e2e_perception.core.config import StackConfig, parameter_specs
-from e2e_perception.core.ego_motion import EgoMotionBuffer, EgoMotionLimits, EgoState
+from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import NetworkConfig
@@ -25,12 +25,12 @@ from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import AssembledFrame, SensorMessage
 from e2e_perception.core.trajectories import Plan, Route, RouteInput
 from e2e_perception.deploy.engines import InferenceEngine
-from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
 from e2e_perception.runtime.decode import ConvertImage
+from e2e_perception.runtime.front_end import FrontEnd, nanoseconds
 from e2e_perception.runtime.perception import MAX_MEMORY_GAP_NS, Perceived, Perception, Place, motion_since
 from e2e_perception.runtime.plan_checks import EgoFootprint, PlanVerdict
 from e2e_perception.runtime.plan_motion import carried_on
-from e2e_perception.runtime.preprocess import PreparedFrame, Preprocessor
+from e2e_perception.runtime.preprocess import PreparedFrame
 from e2e_perception.runtime.stack_health import STAGES, StackHealth, aged
 from e2e_perception.runtime.supervisor import FrameFacts, SafetySupervisor
 
@@ -43,7 +43,6 @@ class _Timeline:
     """What is forgotten when the clock or the recording starts anew.
 
     Attributes:
-        epoch: Of the assembler.
         published, published_at: The last plan that left, and where the robot was then.
         unusable, last_stamp_ns: Of the last frame, see `PreparedFrame.reasons`.
         last_frame_now_ns: When the last frame was processed, at first when the waiting began.
@@ -51,7 +50,6 @@ class _Timeline:
         due_ns: When the rate limit lets the next frame pass.
     """
 
-    epoch: int
     published: Plan | None = None
     published_at: Place | None = None
     unusable: Mapping[str, str] = field(default_factory=dict)
@@ -106,28 +104,13 @@ class Pipeline:
         self.config = config
         self.on_prepared = on_prepared
         self.last_prepared: PreparedFrame | None = None
-        limits = config.ego_motion
-        self.ego = EgoMotionBuffer(
-            EgoMotionLimits(
-                max_gap_ns=_ns(limits.max_gap_ms),
-                max_extrapolation_ns=_ns(limits.max_extrapolation_ms),
-                max_speed=limits.max_speed,
-            )
-        )
-        self.assembler = FrameAssembler(
-            [SensorSync(s.name, _ns(s.offset_ms), _ns(s.tolerance_ms)) for s in rig.sensors],
-            anchors=config.sync.anchors or [s.name for s in (*rig.lidars, *rig.cameras)],
-            max_wait_ns=_ns(config.sync.max_wait_ms),
-            anchor_timeout_ns=_ns(config.sync.anchor_timeout_ms),
-            queue_size=config.sync.queue_size,
-        )
+        self._front = FrontEnd(network, rig, config, convert_image)
+        self.ego, self.assembler = self._front.ego, self._front.assembler
         self.perception = Perception(network, engine, config)
         self.supervisor = SafetySupervisor(config.supervisor)
-        self._convert_image = convert_image
         self._clock_ns = clock_ns
         self._realtime = realtime
         self._health = StackHealth(str(engine.info), bundle_name)
-        self._route: Route | None = None
         self._num_jumps = self._num_rejected = 0
         self.set_rig(rig)
         self._forget()
@@ -152,7 +135,7 @@ class Pipeline:
 
     def set_route(self, route: Route | None) -> None:
         """Follow a route, given in the odometry frame, from the next frame on; None: no route."""
-        self._route = route
+        self._front.route = route
 
     def set_rig(self, rig: Rig) -> None:
         """Take a calibration of the same sensors, from CameraInfo or TF for example.
@@ -160,13 +143,10 @@ class Pipeline:
         Raises:
             ConfigError: If the sensors are others than at the start.
         """
-        names, expected = [s.name for s in rig.sensors], list(self.assembler.counts())
-        if names != expected:
-            raise ConfigError(f"rig has sensors {', '.join(names)}; expected {', '.join(expected)} as before")
+        self._front.set_rig(rig)
         self.rig = rig
         self._anchor_capable = frozenset(s.name for s in (*rig.cameras, *rig.lidars))
         self._footprint = EgoFootprint(rig.ego_length, rig.ego_width, rig.ego_center_x)
-        self._preprocessor = Preprocessor(self.network, rig, self.config.preprocess, self._convert_image)
 
     def update(self, config: StackConfig) -> None:
         """Take new values of the live parameters; they hold from the next frame on.
@@ -182,18 +162,14 @@ class Pipeline:
                 fixed.append(f"{spec.name} ({before[section][leaf]!r} to {after[section][leaf]!r})")
         if fixed:
             raise ConfigError(f"cannot change while running: {', '.join(fixed)}; restart with the new value")
-        self.assembler.update(
-            max_wait_ns=_ns(config.sync.max_wait_ms), anchor_timeout_ns=_ns(config.sync.anchor_timeout_ms)
-        )
         self.config = config
-        self._preprocessor.config = config.preprocess
+        self._front.update(config)
         self.perception.update(config)
         self.supervisor.update(config.supervisor)
 
     def reset(self) -> None:
         """Forget everything but counts, calibration and route; identities start from 0."""
-        self.assembler.reset()
-        self.ego.clear()
+        self._front.reset()
         self._forget()
         self.perception.tracker.reset()
         self.supervisor.reset()
@@ -212,9 +188,8 @@ class Pipeline:
         Returns:
             One result per frame, in the order of their stamps.
         """
-        frames = self.assembler.poll(now_ns)
-        if self.assembler.epoch != self._line.epoch:
-            self.ego.rewind(now_ns)
+        frames, anew = self._front.poll(now_ns)
+        if anew:
             self._forget()
         return [self._process(frame, now_ns) for frame in frames if self._is_wanted(frame, now_ns)]
 
@@ -228,7 +203,7 @@ class Pipeline:
         if self._line.last_frame_now_ns is None or now_ns < self._line.last_frame_now_ns:
             self._line.last_frame_now_ns = now_ns  # the beginning, or a clock set back
             self._line.last_idle_ns = None
-        if now_ns - self._line.last_frame_now_ns <= _ns(self.config.supervisor.silence_ms):
+        if now_ns - self._line.last_frame_now_ns <= nanoseconds(self.config.supervisor.silence_ms):
             return None
         if self._line.last_idle_ns is not None and 0 <= now_ns - self._line.last_idle_ns < IDLE_PERIOD_NS:
             return None
@@ -253,7 +228,7 @@ class Pipeline:
     # --- one frame ------------------------------------------------------------------------------------------
 
     def _is_wanted(self, frame: AssembledFrame, now_ns: int) -> bool:
-        if now_ns - frame.stamp_ns > _ns(self.config.supervisor.silence_ms):
+        if now_ns - frame.stamp_ns > nanoseconds(self.config.supervisor.silence_ms):
             self._health.drops["too_old"] += 1
             return False
         rate = self.config.node.max_rate_hz
@@ -288,14 +263,7 @@ class Pipeline:
 
     def _prepare(self, frame: AssembledFrame) -> PreparedFrame:
         """Messages to tensors; everything but the memory."""
-        planning = self.config.planning
-        prepared = self._preprocessor.prepare(
-            frame,
-            self.ego,
-            self._route,
-            planning.speed_limit,
-            assume_straight_route=planning.assume_straight_route,
-        )
+        prepared = self._front.prepare(frame)
         self._health.count_unusable(frame, prepared)
         self.last_prepared = prepared
         if self.on_prepared is not None:
@@ -407,9 +375,5 @@ class Pipeline:
 
     def _forget(self) -> None:
         """Start a new timeline; identities go on."""
-        self._line = _Timeline(self.assembler.epoch)
+        self._line = _Timeline()
         self.perception.forget()
-
-
-def _ns(milliseconds: float) -> int:
-    return round(milliseconds * 1e6)
