@@ -19,6 +19,7 @@ from e2e_perception.cli import (
     drive,
     evaluate,
     export,
+    ingest,
     pareto,
     replay,
     run,
@@ -57,7 +58,21 @@ def _common(
     pass
 
 
-for _module in (doctor, demo, replay, run, simulate, drive, track, train, export, evaluate, compare, pareto):
+for _module in (
+    doctor,
+    demo,
+    replay,
+    run,
+    simulate,
+    ingest,
+    drive,
+    track,
+    train,
+    export,
+    evaluate,
+    compare,
+    pareto,
+):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
 app.add_typer(bundle.app, name="bundle")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from e2e_perception.core.boxes import Boxes
+from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.results import FrameResult
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Route
-from e2e_perception.runtime.pipeline import Pipeline
 
 # How often the node asks whether the stack has fallen silent.
 IDLE_CHECK_NS = 100_000_000
@@ -39,11 +39,49 @@ class Event:
     content: SensorMessage | EgoState | Route | Rig | Labels | None
 
 
+Result_co = TypeVar("Result_co", covariant=True)
+Result = TypeVar("Result")
+
+
+class Player(Protocol[Result_co]):
+    """What recordings are played to: the `Pipeline`, or what makes clips of them."""
+
+    config: StackConfig
+
+    def push(self, message: SensorMessage) -> None:
+        """See `Pipeline`."""
+        ...
+
+    def push_odometry(self, state: EgoState) -> bool:
+        """See `Pipeline`."""
+        ...
+
+    def set_route(self, route: Route | None) -> None:
+        """See `Pipeline`."""
+        ...
+
+    def set_rig(self, rig: Rig) -> None:
+        """See `Pipeline`."""
+        ...
+
+    def next_deadline_ns(self) -> int | None:
+        """See `Pipeline`."""
+        ...
+
+    def poll(self, now_ns: int) -> Sequence[Result_co]:
+        """What there is by now."""
+        ...
+
+    def idle(self, now_ns: int) -> Result_co | None:
+        """What is to be said while nothing comes."""
+        ...
+
+
 # Result, when it left the stack [ns], and whether a frame stands behind it; otherwise it reports silence.
-Receiver = Callable[[FrameResult, int, bool], None]
+Receiver = Callable[[Result, int, bool], None]
 
 
-def play(pipeline: Pipeline, events: Iterable[Event], each: Receiver) -> None:
+def play(pipeline: Player[Result], events: Iterable[Event], each: Receiver[Result]) -> None:
     """Feed events as if they arrived now, with an engine that takes no time.
 
     Between two events every deadline is kept at its own instant, so the result does not depend on when this
@@ -76,7 +114,7 @@ def play(pipeline: Pipeline, events: Iterable[Event], each: Receiver) -> None:
         _advance(pipeline, now_ns, now_ns + wait_ns + 1, each)
 
 
-def _advance(pipeline: Pipeline, from_ns: int, to_ns: int, each: Receiver) -> None:
+def _advance(pipeline: Player[Result], from_ns: int, to_ns: int, each: Receiver[Result]) -> None:
     """Keep every deadline, and look for silence, between two events."""
     now_ns = from_ns
     idle_ns = from_ns + IDLE_CHECK_NS

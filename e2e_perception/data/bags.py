@@ -259,6 +259,19 @@ def _storage_path(path: Path) -> Path:
     return files[0]
 
 
+def storage_files(path: str | Path) -> list[Path]:
+    """The files that hold a bag's messages, in order of their names.
+
+    Raises:
+        InputError: If there is no bag.
+    """
+    storage = _storage_path(Path(path))
+    if storage.is_file():
+        return [storage]
+    endings = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+    return sorted(file for file in storage.iterdir() if file.name.endswith(endings))
+
+
 def _why_unreadable(path: Path, error: Exception) -> str:
     files = sorted(path.glob("*.mcap")) if path.is_dir() else [path]
     for file in files:

@@ -43,8 +43,18 @@ _SCHEMA = pa.schema(
         ("first_stamp_ns", pa.int64()),
         ("maps_valid", pa.bool_()),
         ("digest", pa.string()),
+        # Known of recordings alone, and null for what was made before they were.
+        ("last_stamp_ns", pa.int64()),
+        ("bag_digest", pa.string()),
+        ("topics", pa.list_(pa.string())),
+        ("sensor_validity", pa.map_(pa.string(), pa.float32())),
+        ("speed_mean_mps", pa.float32()),
+        ("speed_max_mps", pa.float32()),
+        ("weather", pa.string()),
+        ("label_sources", pa.list_(pa.string())),
     ]
 )
+FACTS = tuple(_SCHEMA.names[8:])
 
 
 def clip_digest(clip: Clip) -> str:
@@ -74,12 +84,13 @@ class ClipWriter:
         """Whether a clip is there, whole."""
         return self._row_path(clip_id).is_file()
 
-    def write(self, clip_id: str, clip: Clip) -> bool:
+    def write(self, clip_id: str, clip: Clip, facts: Mapping[str, Any] | None = None) -> bool:
         """Write a clip; one that is there already is left alone.
 
         Args:
             clip_id: Letters, digits, `.`, `_`, `-`.
             clip: The clip.
+            facts: What the index is to say of it besides, columns `FACTS`.
         Returns:
             False if it was there.
         """
@@ -101,6 +112,7 @@ class ClipWriter:
             "first_stamp_ns": int(clip.stamps_ns_T[0]),
             "maps_valid": clip.maps_valid,
             "digest": clip_digest(clip),
+            **(facts or {}),
         }
         scratch_row = self._row_path(clip_id).with_suffix(f".{os.getpid()}")
         scratch_row.write_text(json.dumps(row), encoding="utf-8")
@@ -114,6 +126,9 @@ class ClipWriter:
             for path in sorted((self.path / "index").glob("*.json"))
         ]
         scratch = self.path / f".{INDEX}.{os.getpid()}"
+        for row in rows:
+            if row.get("sensor_validity") is not None:
+                row["sensor_validity"] = list(row["sensor_validity"].items())
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), scratch)
         scratch.replace(self.path / INDEX)
         return ClipStore(self.path)

@@ -1,0 +1,101 @@
+"""`ingest`: recordings into a dataset of clips."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
+from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stack_config
+
+
+def ingest(
+    bags: Annotated[
+        list[Path], typer.Argument(metavar="BAG…", help="rosbag2 directories, or .mcap / .db3 files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the dataset; one that is there is added to.")],
+    rig: RigOption = None,
+    params: ParamsOption = None,
+    size: Annotated[str, typer.Option(help="Network size whose inputs are made.")] = "tiny",
+    clip_length: Annotated[int, typer.Option(min=2, help="Frames per clip.")] = 10,
+    stride: Annotated[
+        int, typer.Option(min=0, help="Frames from one clip's start to the next's; 0: the clip's length.")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut recordings into clips that `train` takes, through the code that runs on the robot.
+
+    Each bag becomes a shard, which is never written to again: the same bag and settings give the same digest,
+    an interrupted run goes on where it stopped, and what is there is not made again. Labels are those of the
+    topic `/labels`, if any; futures of the robot come from its odometry.
+
+    Example: `e2e-perception ingest monday/ tuesday.mcap --rig rigs/mine.yaml --out dataset`
+    """
+    from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
+    from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
+    from e2e_perception.core.errors import ConfigError, InputError
+    from e2e_perception.data.shards import Dataset
+
+    stride = stride or clip_length
+    if stride > clip_length:
+        raise ConfigError(f"--stride {stride} would leave frames out between clips of {clip_length} frames")
+    config = stack_config(params, {})
+    recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json())
+    Dataset(out)  # before anything is read
+    tasks = [(bag, out, recipe) for bag in bags]
+    done: dict[int, Ingested] = {}
+    num_workers = workers or num_cores()
+    with progress_bar("ingesting", len(tasks) if len(tasks) > 1 else 100) as progress:
+        if len(tasks) == 1 and ray is None:
+            done[0] = ingest_bag(*tasks[0], progress=lambda share: progress(int(100 * share)))
+        else:
+            results = (
+                fan_out(_ingest, tasks, num_workers)
+                if ray is None
+                else fan_out_on_ray(_ingest, tasks, ray, num_workers)
+            )
+            for number, found in results:
+                if isinstance(found, Lost):
+                    raise InputError(f"{bags[number]}: {found.why}; the shards that were finished are kept")
+                done[number] = found
+                progress(len(done))
+    ingested = [done[number] for number in sorted(done)]
+    summary = _summary(Dataset(out), ingested)
+    for item in ingested:
+        for warning in item.warnings:
+            log(f"{item.bag}: {warning}")
+    if as_json:
+        emit_json(summary)
+        return
+    rows = [
+        [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
+        for item in ingested
+    ]
+    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows)
+    typer.echo(f"{summary['frames']} frames, {summary['clips']} clips, digest {summary['digest']}")
+
+
+def _ingest(task: tuple[Path, Path, Any]) -> Any:
+    from e2e_perception.cli.ingest_bag import ingest_bag
+
+    return ingest_bag(*task)
+
+
+def _summary(dataset: Any, ingested: list[Any]) -> dict[str, Any]:
+    shards = dataset.shards()
+    return {
+        "out": str(dataset.path),
+        "shards": len(shards),
+        "frames": sum(shard.frames for shard in shards),
+        "clips": sum(shard.clips for shard in shards),
+        "digest": dataset.digest,
+        "bags": [asdict(item) for item in ingested],
+    }

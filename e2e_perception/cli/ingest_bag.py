@@ -1,0 +1,324 @@
+"""One recording into one shard of a dataset, through the robot's own front end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e_perception import __version__
+from e2e_perception.cli.bag_stream import BagStream
+from e2e_perception.cli.inputs import rig_for_topics
+from e2e_perception.cli.offline import Event, Labels, play
+from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.config import StackConfig
+from e2e_perception.core.ego_motion import EgoState
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.network_config import SIZES, NetworkConfig
+from e2e_perception.core.rig import Rig, find_rig
+from e2e_perception.core.samples import SensorMessage
+from e2e_perception.core.trajectories import Route
+from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
+from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
+from e2e_perception.data.clip_store import ClipWriter
+from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.runtime.front_end import FrontEnd
+
+TOOL = f"e2e_perception {__version__}"
+CHUNK = 1 << 22  # [bytes] read at a time for a digest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a recording; the same recording and recipe give the same shard.
+
+    Attributes:
+        size: Network size whose inputs are made.
+        clip_length, stride: [frames]
+        rig: Name or file; empty: the shipped one that fits.
+        config: Parameters of the stack, as JSON.
+    """
+
+    size: str
+    clip_length: int
+    stride: int
+    rig: str
+    config: str
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What came of a recording.
+
+    Attributes:
+        bag, shard: Path of the one and name of the other.
+        new: False if it was there already.
+        frames, clips: In the shard.
+        digest: Of the shard.
+        left_out: Frames that are in no clip, and labels that could not be placed, by reason.
+        drops: Messages that made no frame, by reason.
+        warnings: What is odd about the recording.
+        megabytes, seconds: Read, and how long it took.
+    """
+
+    bag: str
+    shard: str
+    new: bool
+    frames: int
+    clips: int
+    digest: str
+    left_out: dict[str, int]
+    drops: dict[str, int]
+    warnings: list[str]
+    megabytes: float
+    seconds: float
+
+
+class Recorder:
+    """Takes what reached the robot and gives clips; a `Player` of recordings."""
+
+    def __init__(self, network: NetworkConfig, rig: Rig, config: StackConfig, builder: ClipBuilder) -> None:
+        self.config = config
+        self.network, self.builder = network, builder
+        self.front = FrontEnd(network, rig, config)
+        self.problems: Counter[str] = Counter()
+
+    def push(self, message: SensorMessage) -> None:
+        """See `Pipeline`."""
+        self.front.assembler.push(message)
+
+    def push_odometry(self, state: EgoState) -> bool:
+        """See `Pipeline`."""
+        try:
+            continuous = self.front.ego.add(state)
+        except InputError:
+            self.problems["odometry_non_finite"] += 1
+            return False
+        self.builder.add_odometry(state, self.front.ego.epoch)
+        return continuous
+
+    def set_route(self, route: Route | None) -> None:
+        """See `Pipeline`."""
+        self.front.route = route
+
+    def set_rig(self, rig: Rig) -> None:
+        """See `Pipeline`."""
+        self.front.set_rig(rig)
+
+    def next_deadline_ns(self) -> int | None:
+        """See `Pipeline`."""
+        return self.front.assembler.next_deadline_ns()
+
+    def poll(self, now_ns: int) -> list[BuiltClip]:
+        """Clips that are finished by now."""
+        frames, _ = self.front.poll(now_ns)
+        for frame in frames:
+            prepared = self.front.prepare(frame)
+            for name, reason in prepared.reasons.items():
+                self.problems[f"{name}: {reason}"] += 1
+            self.builder.add_frame(
+                RecordedFrame(
+                    stamp_ns=prepared.stamp_ns,
+                    inputs={name: value[0] for name, value in prepared.inputs.items()},
+                    ego=prepared.ego_state,
+                    stretch=self.front.ego.epoch,
+                    valid=_validity(self.network, prepared.inputs),
+                )
+            )
+        return list(self.builder.finished())
+
+    def idle(self, now_ns: int) -> None:
+        """A recording that falls silent gives nothing."""
+
+
+def ingest_bag(
+    bag: Path, out: Path, recipe: Recipe, progress: Callable[[float], None] | None = None
+) -> Ingested:
+    """Make a shard of a recording, or say that it is there.
+
+    A shard that was begun and not finished is gone on with: clips that are whole stay.
+
+    Args:
+        bag: Recording.
+        out: Directory of the dataset.
+        recipe: What to make of it.
+        progress: Told the share that has been read.
+    Raises:
+        InputError: If the recording, the rig or the dataset cannot be used.
+    """
+    if recipe.size not in SIZES:
+        raise InputError(f"unknown network size {recipe.size!r}; expected one of {', '.join(SIZES)}")
+    network, config = SIZES[recipe.size], StackConfig.model_validate_json(recipe.config)
+    dataset = Dataset(out)
+    rig_name = recipe.rig
+    if not rig_name:
+        with BagSource(bag) as source:
+            rig_name = rig_for_topics(source.types)
+    rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
+    started = time.perf_counter()
+    files = storage_files(bag)
+    bag_digest = _digest_of(files)
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    made_by = {"recipe": {**asdict(recipe), "rig": rig.model_dump(mode="json")}, "bag_digest": bag_digest}
+    name = shard_name(bag, made_by)
+    listed = {shard.name: shard for shard in dataset.shards()}
+    if name in listed and (dataset.directory(name) / SHARD).is_file():
+        return _told(
+            bag, listed[name], dataset.facts(name), megabytes, time.perf_counter() - started, new=False
+        )
+    with dataset.writing(name) as directory, BagStream(bag, rig, config) as stream:
+        has_labels = LABELS_TOPIC in stream.types
+        builder = ClipBuilder(
+            network,
+            clip_length=recipe.clip_length,
+            stride=recipe.stride,
+            source=f"bag:{bag_digest}",
+            scenario=f"bag:{bag_digest[:16]}",
+            has_labels=has_labels,
+        )
+        recorder = Recorder(network, stream.rig, config, builder)
+        writer = ClipWriter(directory)
+        topics = sorted(stream.counts)
+        sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
+        labels: list[dict[str, Any]] = []
+        numbers = iter(range(10**9))
+
+        def write(built: BuiltClip) -> None:
+            clip_id = f"{next(numbers):06d}"
+            writer.write(clip_id, built.clip, _facts(built, bag_digest, topics, sources))
+            if has_labels:
+                labels.extend(_label_rows(clip_id, built, sources[0]))
+
+        play(recorder, _watched(stream, builder, progress), lambda built, _now, _frame: write(built))
+        builder.finish()
+        for built in builder.finished():
+            write(built)
+        if builder.counts.taken == 0:
+            raise InputError(
+                f"bag {bag} gives no clip of {recipe.clip_length} frames: {_reasons(builder, recorder)}"
+            )
+        writer.finish()
+        counts = {key: count for key, count in asdict(builder.counts).items() if count and key != "taken"}
+        shard = dataset.seal(
+            name,
+            {
+                **made_by,
+                "source": {"kind": "bag", "name": bag.resolve().name},
+                "tool": TOOL,
+                "start_ns": stream.start_ns,
+                "end_ns": stream.end_ns,
+                "topics": stream.counts,
+                "frames": builder.counts.taken,
+                "left_out": counts,
+                "drops": recorder.front.assembler.drops(),
+                "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
+                "label_sources": sources,
+            },
+            labels,
+        )
+    return _told(bag, shard, dataset.facts(name), megabytes, time.perf_counter() - started, new=True)
+
+
+def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:
+    """Of a recording and what is made of it: readable first, unique after."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", bag.resolve().name.removesuffix(bag.suffix)).strip("._-")
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    return f"{stem[:60] or 'bag'}-{key[:12]}"
+
+
+def _watched(
+    stream: BagStream, builder: ClipBuilder, progress: Callable[[float], None] | None
+) -> Iterator[Event]:
+    total = max(stream.num_messages, 1)
+
+    def told(count: int) -> None:
+        if progress is not None:
+            progress(count / total)
+
+    for event in stream.events(told):
+        if isinstance(event.content, Labels):
+            builder.add_labels(event.content.stamp_ns, event.content.boxes)
+        yield event
+
+
+def _validity(network: NetworkConfig, inputs: Mapping[str, Any]) -> dict[str, bool]:
+    slots = {"camera": network.cameras, "lidar": network.lidars, "radar": network.radars}
+    return {
+        name: bool(inputs[f"{kind}_valid"][0, slot] > 0.5)
+        for kind, names in slots.items()
+        for slot, name in enumerate(names)
+    }
+
+
+def _facts(built: BuiltClip, bag_digest: str, topics: list[str], sources: list[str]) -> dict[str, Any]:
+    return {
+        "last_stamp_ns": int(built.clip.stamps_ns_T[-1]),
+        "bag_digest": bag_digest,
+        "topics": topics,
+        "sensor_validity": built.validity,
+        "speed_mean_mps": round(float(built.speeds_T.mean()), 3),
+        "speed_max_mps": round(float(built.speeds_T.max()), 3),
+        "weather": None,
+        "label_sources": sources,
+    }
+
+
+def _label_rows(clip_id: str, built: BuiltClip, source: str) -> Iterator[dict[str, Any]]:
+    clip = built.clip
+    for t, slot in zip(*(clip.ids_TB >= 0).nonzero(), strict=True):
+        yield {
+            "clip_id": clip_id,
+            "frame": int(t),
+            "slot": int(slot),
+            "identity": int(clip.ids_TB[t, slot]),
+            "class": CLASSES[int(clip.class_ids_TB[t, slot])],
+            "source": source,
+            "tool": TOOL,
+            "bundle_digest": None,
+            "confidence": float(built.confidence_TL[t, slot]),
+            "reviewer": None,
+        }
+
+
+def _reasons(builder: ClipBuilder, recorder: Recorder) -> str:
+    counts, drops = builder.counts, recorder.front.assembler.drops()
+    said = [
+        f"{counts.without_ego_motion} frames without odometry",
+        f"{counts.alone} frames that too few others follow",
+        f"messages dropped: {sum(drops.values())}",
+    ]
+    return ", ".join(said)
+
+
+def _told(
+    bag: Path, shard: Shard, facts: Mapping[str, Any], megabytes: float, seconds: float, *, new: bool
+) -> Ingested:
+    return Ingested(
+        bag=str(bag),
+        shard=shard.name,
+        new=new,
+        frames=shard.frames,
+        clips=shard.clips,
+        digest=shard.digest,
+        left_out=dict(facts["left_out"]),
+        drops={name: count for name, count in facts["drops"].items() if count},
+        warnings=list(facts["warnings"]),
+        megabytes=round(megabytes, 1),
+        seconds=round(seconds, 2),
+    )
+
+
+def _digest_of(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,261 @@
+"""A dataset of shards: what was ingested of each recording, once and for all.
+
+dataset/
+  dataset.json           the list of shards, rewritten whole
+  shards/<name>/         clips of one recording (`clip_store`), and
+    shard.json           what they were made from and by, written last: a shard without it is being written
+    labels.parquet       a row per label: which, how sure, and who says so
+
+A shard that is finished is never written to again. The digest of a dataset is that of its shards' digests,
+so that the same recordings give the same digest in whatever order they came.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from e2e_perception.core.errors import InputError
+from e2e_perception.data.clip_store import ClipStore
+
+DATASET = "dataset.json"
+SHARD = "shard.json"
+LABELS = "labels.parquet"
+FORMAT = 1
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+LABEL_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("frame", pa.int16()),
+        ("slot", pa.int16()),
+        ("identity", pa.int64()),
+        ("class", pa.string()),
+        ("source", pa.string()),
+        ("tool", pa.string()),
+        ("bundle_digest", pa.string()),
+        ("confidence", pa.float32()),
+        ("reviewer", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard as its dataset lists it.
+
+    Attributes:
+        name: Of its directory.
+        digest: Of its clips and labels.
+        clips, frames: How many.
+    """
+
+    name: str
+    digest: str
+    clips: int
+    frames: int
+
+
+class Dataset:
+    """A directory of shards."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a dataset, or a place where one may be begun.
+
+        Raises:
+            InputError: If what is there is something else, or damaged.
+        """
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, expected the directory of a dataset")
+        if self.path.is_dir() and not (self.path / DATASET).is_file() and any(self.path.iterdir()):
+            others = [p.name for p in self.path.iterdir() if p.name not in ("shards", ".lock")]
+            if others:
+                raise InputError(
+                    f"{self.path} is no dataset: it has no {DATASET}, but {', '.join(sorted(others)[:3])}; "
+                    "name a new directory"
+                )
+
+    def shards(self) -> list[Shard]:
+        """All finished shards, by name.
+
+        Raises:
+            InputError: If the list is damaged.
+        """
+        file = self.path / DATASET
+        if not file.is_file():
+            return []
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise InputError(f"{file} has format {document['format']}, this release reads {FORMAT}")
+            shards = [Shard(**entry) for entry in document["shards"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} is damaged: {error!r}; restore it, or ingest into a new directory"
+            ) from error
+        for shard in shards:
+            _checked(shard.name)
+        return sorted(shards, key=lambda shard: shard.name)
+
+    @property
+    def digest(self) -> str:
+        """Of the digests of all shards."""
+        lines = sorted(shard.digest for shard in self.shards())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def directory(self, name: str) -> Path:
+        """Where a shard is, or will be.
+
+        Raises:
+            InputError: If that is no name for one.
+        """
+        return self.path / "shards" / _checked(name)
+
+    def stores(self) -> list[ClipStore]:
+        """The clips of every shard.
+
+        Raises:
+            InputError: If one is missing or damaged.
+        """
+        return [ClipStore(self.directory(shard.name)) for shard in self.shards()]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a shard was made from and by.
+
+        Raises:
+            InputError: If it is missing or damaged.
+        """
+        file = self.directory(name) / SHARD
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {error}; ingest into a new directory") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{file} holds a {type(document).__name__}, expected an object")
+        return document
+
+    def seal(self, name: str, facts: Mapping[str, Any], labels: Sequence[Mapping[str, Any]]) -> Shard:
+        """Declare a shard finished and list it.
+
+        Args:
+            name: Of a shard whose clips are all written and whose index is rebuilt.
+            facts: What it was made from and by.
+            labels: Rows of `LABEL_SCHEMA`.
+        """
+        directory = self.directory(name)
+        store = ClipStore(directory)
+        table = pa.Table.from_pylist([dict(row) for row in labels], schema=LABEL_SCHEMA)
+        scratch = directory / f".{LABELS}.{os.getpid()}"
+        pq.write_table(table, scratch)
+        scratch.replace(directory / LABELS)
+        digest = hashlib.sha256(f"{store.digest}\n{_digest_of(labels)}\n".encode()).hexdigest()
+        frames = int(facts["frames"])
+        shard = Shard(name, digest, len(store), frames)
+        _write_json(directory / SHARD, {**facts, "digest": digest, "clips": len(store)})
+        with self._locked():
+            others = [other for other in self.shards() if other.name != name]
+            listed = sorted([*others, shard], key=lambda item: item.name)
+            _write_json(self.path / DATASET, {"format": FORMAT, "shards": [vars(item) for item in listed]})
+        return shard
+
+    def verify(self) -> None:
+        """Compare every clip and label with its digest.
+
+        Raises:
+            InputError: At the first that differs.
+        """
+        for shard in self.shards():
+            store = ClipStore(self.directory(shard.name))
+            store.verify()
+            rows = read_labels(self.directory(shard.name))
+            got = hashlib.sha256(f"{store.digest}\n{_digest_of(rows)}\n".encode()).hexdigest()
+            if got != shard.digest:
+                raise InputError(
+                    f"shard {shard.name} was altered: digest {got[:12]}…, {DATASET} says {shard.digest[:12]}…"
+                )
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Be the only one who writes a shard.
+
+        Yields:
+            Its directory, made if it was not there.
+        Raises:
+            InputError: If another process is writing it.
+        """
+        directory = self.directory(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / ".lock").open("w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"shard {name} of {self.path} is being written by another process; wait for it"
+                ) from error
+            yield directory
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def read_labels(directory: Path) -> list[dict[str, Any]]:
+    """Rows of `LABEL_SCHEMA` of a shard.
+
+    Raises:
+        InputError: If they are missing or damaged.
+    """
+    file = directory / LABELS
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(file, schema=LABEL_SCHEMA).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}; ingest into a new directory") from error
+    return rows
+
+
+def open_clips(path: Path) -> list[ClipStore]:
+    """The clips under a directory: a dataset of shards, or clips alone.
+
+    Raises:
+        InputError: If there are none.
+    """
+    path = Path(path)
+    if not (path / DATASET).is_file():
+        return [ClipStore(path)]
+    stores = Dataset(path).stores()
+    if not stores:
+        raise InputError(f"{path} is a dataset without shards; ingest something first")
+    return stores
+
+
+def _checked(name: str) -> str:
+    if not _NAME.match(name):
+        raise InputError(f"shard {name!r}: expected up to 100 letters, digits, '.', '_' and '-', not first")
+    return name
+
+
+def _digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in LABEL_SCHEMA.names], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, document: Any) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    scratch.replace(path)
