@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,16 +128,16 @@ def _evaluate_on_clips(
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("evaluating needs torch, which is not installed; `pip install .[training]`")
 
-    from e2e_perception.data.clip_store import ClipStore
+    from e2e_perception.data.shards import digest_of, open_clips
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines.torch_engine import load_network
 
     opened = load_bundle(bundle)
-    store = ClipStore(data)
+    stores = open_clips(data)
     network = load_network(opened.weights_path, opened.network)
-    figures = measure(network, store, split, max_clips, config.planning)
+    figures = measure(network, stores, split, max_clips, config.planning)
     if as_json:
-        emit_json({"bundle": str(opened), "dataset_digest": store.digest, "split": split, **figures})
+        emit_json({"bundle": str(opened), "dataset_digest": digest_of(stores), "split": split, **figures})
         return
     names = sorted({name.rpartition("/")[2] for name in figures})
     rows = [
@@ -155,7 +156,7 @@ PREFIXES = ("", "no_sensors/", "shuffled_sensors/")
 
 def measure(
     model: JointNetwork,
-    store: ClipStore,
+    stores: Sequence[ClipStore],
     split: str,
     max_clips: int | None,
     planning: PlanningConfig | None = None,
@@ -163,18 +164,23 @@ def measure(
     """Figures of the full network by name, and of the controls as `control/name`.
 
     Raises:
-        InputError: If the store holds no clips of the split.
+        InputError: If there are no labelled clips of the split.
     """
     import numpy as np
 
     from e2e_perception.training.evaluate import CONTROLS, evaluate_open_loop
 
-    indices = range(len(store)) if split == "all" else store.indices(split).tolist()
-    if max_clips is not None and len(indices) > max_clips:  # evenly, lest they be of a few scenarios
-        indices = [indices[int(i)] for i in np.linspace(0, len(indices) - 1, max_clips)]
-    clips = [(store, index) for index in indices]
+    splits = [name for name in SPLITS if name != "all"] if split == "all" else [split]
+    clips = [
+        (store, index)
+        for store in stores
+        for index in sorted(i for name in splits for i in store.labelled(name).tolist())
+    ]
+    if max_clips is not None and len(clips) > max_clips:  # evenly, lest they be of a few scenarios
+        clips = [clips[int(i)] for i in np.linspace(0, len(clips) - 1, max_clips)]
     if not clips:
-        raise InputError(f"{store.path} holds no clips of the split {split!r}; name another --split")
+        where = ", ".join(str(store.path) for store in stores)
+        raise InputError(f"{where}: no labelled clips of the split {split!r}; name another --split")
     figures: dict[str, float] = {}
     for control, prefix in zip(CONTROLS, PREFIXES, strict=True):
         with progress_bar(f"measuring, {control.replace('_', ' ')}", None) as progress:

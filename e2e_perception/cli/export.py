@@ -113,9 +113,9 @@ def export(
 
 def _measure(model: JointNetwork, data: Path, max_clips: int | None) -> dict[str, float]:
     from e2e_perception.cli.evaluate import measure
-    from e2e_perception.data.clip_store import ClipStore
+    from e2e_perception.data.shards import open_clips
 
-    return measure(model, ClipStore(data), "validation", max_clips)
+    return measure(model, open_clips(data), "validation", max_clips)
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

@@ -66,11 +66,11 @@ def train(
     _require_torch(device)
 
     from e2e_perception.cli.on_policy import collect
-    from e2e_perception.data.clip_store import ClipStore
+    from e2e_perception.data.shards import open_clips
     from e2e_perception.training import loop
     from e2e_perception.training.run_log import StepReport
 
-    stores = [ClipStore(path) for path in data]
+    stores = [store for path in data for store in open_clips(path)]
     leads = os.environ.get("RANK", "0") == "0"
     last: StepReport | None = None
     with progress_bar("training", settings.steps) as progress:

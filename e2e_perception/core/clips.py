@@ -36,6 +36,7 @@ class Clip:
         plan_costs_TCK: (T, C, K) float32, what each proposal of the plan vocabulary would have cost against
             the true futures, weighted, columns as `COST_TERMS` without imitation; NaN near the end of a
             drive; None: not known.
+        labels_valid: Whether everybody is labelled; False: nobody is, and nothing can be learned of others.
     """
 
     inputs: dict[str, NDArray[np.generic]]
@@ -55,6 +56,7 @@ class Clip:
     source: str
     scenario: str
     plan_costs_TCK: NDArray[np.float32] | None = None
+    labels_valid: bool = True
 
     def __post_init__(self) -> None:
         num_frames = len(self.stamps_ns_T)

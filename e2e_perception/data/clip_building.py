@@ -278,6 +278,7 @@ class ClipBuilder:
             memory_from_base_T3=memory_from_base,
             source=self._source,
             scenario=self._scenario,
+            labels_valid=self._has_labels,
         )
         names = frames[0].valid
         validity = {name: float(np.mean([frame.valid[name] for frame in frames])) for name in names}

@@ -43,7 +43,8 @@ _SCHEMA = pa.schema(
         ("first_stamp_ns", pa.int64()),
         ("maps_valid", pa.bool_()),
         ("digest", pa.string()),
-        # Known of recordings alone, and null for what was made before they were.
+        # Null for what was made before it was said; all but the first known of recordings alone.
+        ("labels_valid", pa.bool_()),
         ("last_stamp_ns", pa.int64()),
         ("bag_digest", pa.string()),
         ("topics", pa.list_(pa.string())),
@@ -54,12 +55,14 @@ _SCHEMA = pa.schema(
         ("label_sources", pa.list_(pa.string())),
     ]
 )
-FACTS = tuple(_SCHEMA.names[8:])
+FACTS = tuple(_SCHEMA.names[9:])
 
 
 def clip_digest(clip: Clip) -> str:
     """SHA-256 over every array's name, type, shape and bytes, and the provenance."""
     digest = hashlib.sha256(f"{clip.source}\0{clip.scenario}\0{clip.maps_valid}".encode())
+    if not clip.labels_valid:  # as it is for clips from before that was said
+        digest.update(b"\0unlabelled")
     for name, value in sorted(clip.arrays().items()):
         digest.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
@@ -111,6 +114,7 @@ class ClipWriter:
             "num_frames": len(clip),
             "first_stamp_ns": int(clip.stamps_ns_T[0]),
             "maps_valid": clip.maps_valid,
+            "labels_valid": clip.labels_valid,
             "digest": clip_digest(clip),
             **(facts or {}),
         }
@@ -172,6 +176,12 @@ class ClipStore:
         """Indices of the clips of a split, `train` or `validation`."""
         return np.array([i for i, row in enumerate(self.rows) if row["split"] == split], np.int64)
 
+    def labelled(self, split: str) -> NDArray[np.int64]:
+        """Of a split, the clips in which everybody is labelled: what can be measured on."""
+        return np.array(
+            [i for i in self.indices(split).tolist() if self.rows[i]["labels_valid"] is not False], np.int64
+        )
+
     def read(self, index: int) -> Clip:
         """Read one clip.
 
@@ -190,6 +200,7 @@ class ClipStore:
             return Clip(
                 inputs=inputs,
                 maps_valid=bool(row["maps_valid"]),
+                labels_valid=row["labels_valid"] is not False,
                 source=str(row["source"]),
                 scenario=str(row["scenario"]),
                 **{name: arrays[name] for name in ARRAY_FIELDS},  # type: ignore[arg-type]

@@ -142,8 +142,8 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
 
     Returns:
         Contract inputs (T, ...) and `boxes`, `class_ids`, `ids`, `weights`, `present`, `visible`, `futures`,
-        `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `bev_theta`,
-        `memory_valid`, `memory_from_base`, `plan_costs` (T, P, 5; NaN where not known).
+        `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `labels_valid`,
+        `bev_theta`, `memory_valid`, `memory_from_base`, `plan_costs` (T, P, 5; NaN where not known).
     Raises:
         InputError: If the clip was made for another size of pictures.
     """
@@ -180,6 +180,7 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
         "ego_future_valid": clip.ego_future_valid_TS,
         "maps": clip.maps_T2YX.astype(np.float32),
         "maps_valid": np.full(num_frames, clip.maps_valid),
+        "labels_valid": np.full(num_frames, clip.labels_valid),
         "plan_costs": (
             np.full((num_frames, network.num_plans, len(COST_TERMS) - 1), np.nan, np.float32)
             if clip.plan_costs_TCK is None

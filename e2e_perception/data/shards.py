@@ -242,6 +242,13 @@ def open_clips(path: Path) -> list[ClipStore]:
     return stores
 
 
+def digest_of(stores: Sequence[ClipStore]) -> str:
+    """Of several stores together; of one, its own."""
+    if len(stores) == 1:
+        return stores[0].digest
+    return hashlib.sha256("\n".join(sorted(store.digest for store in stores)).encode()).hexdigest()
+
+
 def _checked(name: str) -> str:
     if not _NAME.match(name):
         raise InputError(f"shard {name!r}: expected up to 100 letters, digits, '.', '_' and '-', not first")

@@ -97,7 +97,8 @@ def frame_losses(
         inputs: What went in, with `track_boxes`, `route`.
         labels: `boxes` (B, L, 10), `class_ids`, `ids`, `weights`, `present` (B, L), `futures` (B, L, S, 2),
             `futures_valid` (B, L, S), `ego_future` (B, S, 2), `ego_future_valid` (B, S), `maps` (B, 2, Y, X),
-            `maps_valid` (B,), `plan_costs` (B, P, 5) the expert's prices, NaN where unknown.
+            `maps_valid` (B,), `labels_valid` (B,), `plan_costs` (B, P, 5) the expert's prices, NaN where
+            unknown.
         targets: From `heat_targets`.
         matches_BQ: From `match_queries`.
         memory_ids_BM: Identity of each remembered track, -1 where it is none.
@@ -184,6 +185,7 @@ def _motion_losses(
 def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dict[str, Tensor]:
     occupied, flow = occupancy_targets(labels, centres_YX2)
     known = labels["maps_valid"].float()[:, None, None].expand_as(occupied)
+    labelled = labels["labels_valid"].float()[:, None, None].expand_as(occupied)
     drivable = F.binary_cross_entropy_with_logits(logits_B5YX[:, 0], labels["maps"][:, 0], reduction="none")
     boundary = F.binary_cross_entropy_with_logits(
         logits_B5YX[:, 1],
@@ -196,7 +198,7 @@ def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dic
     )
     flow_error = (logits_B5YX[:, 3:] - flow / 10.0).abs().mean(1)
     return {
-        "maps": _mean(drivable + boundary, known) + occupancy.mean(),
+        "maps": _mean(drivable + boundary, known) + _mean(occupancy, labelled),
         "flow": _mean(flow_error, occupied),
     }
 
@@ -232,14 +234,17 @@ def _plan_losses(outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: 
     meets_BP = (prices_BPK[..., 0] / COLLISION_PRICE).clamp(0.0, 1.0)
     if not priced_B.all():
         meets_BP = torch.where(priced_B[:, None], meets_BP, _true_overlap(sd_BPS2, route, labels))
+    judged_B = (priced_B | labels["labels_valid"]).float()
     chance_BP = (-negative_log_p).exp()
     risk_logit = outputs["plan_logits"][..., 1]
     discomfort_BP = costs_BPK[..., COST_TERMS.index("comfort")].clamp(max=20.0)
     return {
         "plan": _mean((target_BP * negative_log_p).sum(-1), torch.maximum(example_B, priced_B.float())),
-        "plan_risk": F.binary_cross_entropy_with_logits(risk_logit, meets_BP),
+        "plan_risk": _mean(
+            F.binary_cross_entropy_with_logits(risk_logit, meets_BP, reduction="none").mean(-1), judged_B
+        ),
         "plan_offset": _mean((near_BP * distance_BP).sum(-1), example_B),
-        "plan_safety": (chance_BP * meets_BP).sum(-1).mean(),
+        "plan_safety": _mean((chance_BP * meets_BP).sum(-1), judged_B),
         "plan_comfort": (chance_BP * discomfort_BP).sum(-1).mean(),
     }
 

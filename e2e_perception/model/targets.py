@@ -25,7 +25,8 @@ class HeatTargets:
 
     Attributes:
         heat_BKYX: Gaussian around each centre, exactly 1 in the centre's cell.
-        ignore_BYX: True near objects that no sensor has seen: neither right nor wrong.
+        ignore_BYX: True near objects that no sensor has seen, and everywhere where nobody is labelled:
+            neither right nor wrong.
         boost_BYX: 1 in centre cells, for ranking queries early in training.
     """
 
@@ -38,7 +39,8 @@ def heat_targets(labels: Labels, grid: BevGrid, centres_YX2: Tensor) -> HeatTarg
     """Draw the heatmap targets (Zhou et al. 2019, with a radius in metres by class).
 
     Args:
-        labels: `boxes` (B, L, 10), `class_ids` (B, L), `weights` (B, L), `present` (B, L) bool.
+        labels: `boxes` (B, L, 10), `class_ids` (B, L), `weights` (B, L), `present` (B, L) bool,
+            `labels_valid` (B,) bool.
         grid: BEV grid.
         centres_YX2: Its cell centres [m].
     """
@@ -69,6 +71,7 @@ def heat_targets(labels: Labels, grid: BevGrid, centres_YX2: Tensor) -> HeatTarg
     boost[batch[counted], iy[counted], ix[counted]] = 1.0
     unseen = (real & ~counted)[..., None, None]
     ignore = (torch.where(unseen, bump, bump.new_zeros(())).amax(1) > 0.3) & (heat.amax(1) < 0.3)
+    ignore = ignore | ~labels["labels_valid"][:, None, None]
     return HeatTargets(heat, ignore, boost)
 
 

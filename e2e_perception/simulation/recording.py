@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,7 +188,7 @@ def _clip(
         ego.add(scenario.ego_at(start_ns + k * period_ns))
     seen: set[int] = set()
     inputs: list[dict[str, NDArray[np.generic]]] = []
-    labels: list[dict[str, NDArray[np.generic]]] = []
+    labels: list[dict[str, NDArray[Any]]] = []
     stamps = start_ns + period_ns * np.arange(length, dtype=np.int64)
     memory_from_base = np.zeros((length, 3))
     previous: SE2 | None = None

@@ -335,7 +335,7 @@ class _Loop:
     def _validate(self) -> None:
         """Judge the averaged weights on validation clips, and keep them if they are the best so far."""
         run, promotion = self.run, self.config.promotion
-        clips = [(store, i) for store in self.stores for i in store.indices("validation").tolist()]
+        clips = [(store, i) for store in self.stores for i in store.labelled("validation").tolist()]
         if not self.world.leads or not clips:
             distributed.wait_for_all(self.world)
             return

@@ -42,6 +42,7 @@ LABELS = (
     "ego_future_valid",
     "maps",
     "maps_valid",
+    "labels_valid",
     "plan_costs",
 )
 PER_OBJECT = ("boxes", "class_ids", "ids", "weights", "present", "futures", "futures_valid")

@@ -67,6 +67,9 @@ class MemoryStore:
         self.clips = [synthetic_clip(seed=i, num_frames=3) for i in range(num_clips)]
         self.rows = [{"scenario": f"made/{i}@{difficulty}"} for i in range(num_clips)]
 
+    def labelled(self, split: str) -> np.ndarray:
+        return self.indices(split)
+
     def indices(self, split: str) -> np.ndarray:
         return np.arange(len(self.clips)) if split == "train" else np.arange(min(2, len(self.clips)))
 
@@ -249,6 +252,29 @@ def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(loop_module, "rollout", poisoned)
     with pytest.raises(TrainingError, match="the gradient is not finite at step 0"):
         train([MemoryStore()], tmp_path, run_config(guard={"most": 1}))
+
+
+def test_clips_without_labels_teach_to_plan_and_nothing_of_others() -> None:
+    """An empty list of objects would otherwise say that nobody is there."""
+    torch.manual_seed(0)
+    model = JointNetwork(SMALL)
+    made = synthetic_clip(seed=1)
+    nobody = replace(
+        made,
+        ids_TB=np.full_like(made.ids_TB, -1),
+        weights_TB=np.zeros_like(made.weights_TB),
+        futures_valid_TBS=np.zeros_like(made.futures_valid_TBS),
+        maps_valid=False,
+        labels_valid=False,
+    )
+    arrays = clip_arrays(nobody, SMALL)
+    batch = {k: torch.from_numpy(np.ascontiguousarray(v))[None] for k, v in arrays.items()}
+    losses = rollout(model, batch, boost=0.0).losses
+    of_plans = {"plan", "plan_offset", "plan_comfort"}
+    for name, value in losses.items():
+        assert (float(value.detach()) > 0.0) == (name in of_plans), name
+    heat = torch.autograd.grad(losses["heat"], list(model.parameters()), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in heat)
 
 
 def test_shuffled_clips_get_another_scenarios_sensors() -> None:
