@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,7 +187,7 @@ def _clip(
         ego.add(scenario.ego_at(start_ns + k * period_ns))
     seen: set[int] = set()
     inputs: list[dict[str, NDArray[np.generic]]] = []
-    labels: list[dict[str, NDArray[Any]]] = []
+    labels: list[dict[str, NDArray[np.generic]]] = []
     stamps = start_ns + period_ns * np.arange(length, dtype=np.int64)
     memory_from_base = np.zeros((length, 3))
     previous: SE2 | None = None
@@ -210,7 +209,7 @@ def _clip(
     stacked = {name: np.stack([frame_inputs[name] for frame_inputs in inputs]) for name in inputs[0]}
     return Clip(
         inputs={k: v.astype(np.float16) if k in RASTERS else v for k, v in stacked.items()},
-        **{name: np.stack([frame[name] for frame in labels]) for name in labels[0]},
+        **{name: np.stack([frame[name] for frame in labels]) for name in labels[0]},  # type: ignore[arg-type]
         maps_valid=True,
         stamps_ns_T=stamps,
         memory_from_base_T3=memory_from_base,
