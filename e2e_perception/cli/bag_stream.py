@@ -21,6 +21,7 @@ from e2e_perception.core.messages import TRACKS_TYPE
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.sensor_messages import CAMERA_INFO_TYPE, ODOMETRY_TYPE, PATH_TYPE, TF_TYPE
+from e2e_perception.data.bag_salvage import SalvagedBag
 from e2e_perception.data.bags import LABELS_TOPIC, BagMessage, BagSource, match_topics
 from e2e_perception.runtime.calibration import RigCalibration
 
@@ -39,15 +40,21 @@ class BagStream:
         num_messages: That `events` goes through.
     """
 
-    def __init__(self, path: Path, rig: Rig, config: StackConfig) -> None:
+    def __init__(self, path: Path, rig: Rig, config: StackConfig, *, salvage: bool = False) -> None:
         """Open the bag and match its topics.
 
+        Args:
+            path: Of the bag.
+            rig: The robot's sensors.
+            config: All tunables.
+            salvage: Read what is whole of a bag that is cut off or damaged; `warnings` say what is lost.
         Raises:
             InputError: If there is no such bag, it is empty, cut off or damaged, or no camera and lidar fits.
         """
         self.path = path
         self.config = config
-        with BagSource(path) as source:
+        kind: type[BagSource | SalvagedBag] = SalvagedBag if salvage else BagSource
+        with kind(path) as source:
             self.types = dict(source.types)
             self.counts = dict(source.counts)
             self.start_ns, self.end_ns = source.start_ns, source.end_ns
@@ -64,7 +71,7 @@ class BagStream:
         self._missing = frozenset(match.missing)
         self.rig = match.rig
         self._topics = self._wanted()
-        self._source = BagSource(path, self._topics)
+        self._source = kind(path, self._topics)
         self.num_messages = self._source.num_messages
 
     def __enter__(self) -> BagStream:
@@ -100,7 +107,8 @@ class BagStream:
     @property
     def warnings(self) -> list[str]:
         """What is odd about the recording, found so far."""
-        return [*self._notes, *(f"{text} ({count}×)" for text, count in self._problems.items())]
+        losses = self._source.losses if isinstance(self._source, SalvagedBag) else []
+        return [*self._notes, *losses, *(f"{text} ({count}×)" for text, count in self._problems.items())]
 
     def events(self, progress: Callable[[int], None] | None = None) -> Iterator[Event]:
         """Everything that matters to the stack, in order of arrival.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -19,11 +20,12 @@ from e2e_perception.cli.offline import Event, Labels, play
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import InputError
+from e2e_perception.core.errors import DamagedBagError, InputError
 from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Route
+from e2e_perception.data.bag_salvage import SalvagedBag
 from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
@@ -142,7 +144,8 @@ def ingest_bag(
 ) -> Ingested:
     """Make a shard of a recording, or say that it is there.
 
-    A shard that was begun and not finished is gone on with: clips that are whole stay.
+    A shard that was begun and not finished is gone on with: clips that are whole stay. Of a bag that is cut
+    off or damaged what is whole is taken, and what is lost is among the warnings.
 
     Args:
         bag: Recording.
@@ -158,8 +161,11 @@ def ingest_bag(
     dataset = Dataset(out)
     rig_name = recipe.rig
     if not rig_name:
-        with BagSource(bag) as source:
-            rig_name = rig_for_topics(source.types)
+        try:
+            with BagSource(bag) as source:
+                rig_name = rig_for_topics(source.types)
+        except DamagedBagError:
+            rig_name = rig_for_topics(SalvagedBag(bag).types)
     rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
     started = time.perf_counter()
     files = storage_files(bag)
@@ -172,26 +178,51 @@ def ingest_bag(
         return _told(
             bag, listed[name], dataset.facts(name), megabytes, time.perf_counter() - started, new=False
         )
-    with dataset.writing(name) as directory, BagStream(bag, rig, config) as stream:
+    with dataset.writing(name) as directory:
+        task = _Task(bag, directory, rig, network, config, recipe, bag_digest)
+        try:
+            facts, labels = _write_clips(task, progress)
+        except DamagedBagError:
+            facts, labels = _write_clips(task, progress, salvage=True)
+        shard = dataset.seal(name, {**made_by, **facts}, labels)
+    return _told(bag, shard, dataset.facts(name), megabytes, time.perf_counter() - started, new=True)
+
+
+@dataclass(frozen=True)
+class _Task:
+    bag: Path
+    directory: Path
+    rig: Rig
+    network: NetworkConfig
+    config: StackConfig
+    recipe: Recipe
+    bag_digest: str
+
+
+def _write_clips(
+    task: _Task, progress: Callable[[float], None] | None, *, salvage: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Clips of a recording, those that are there excepted; facts of the shard and rows of its labels."""
+    with BagStream(task.bag, task.rig, task.config, salvage=salvage) as stream:
         has_labels = LABELS_TOPIC in stream.types
         builder = ClipBuilder(
-            network,
-            clip_length=recipe.clip_length,
-            stride=recipe.stride,
-            source=f"bag:{bag_digest}",
-            scenario=f"bag:{bag_digest[:16]}",
+            task.network,
+            clip_length=task.recipe.clip_length,
+            stride=task.recipe.stride,
+            source=f"bag:{task.bag_digest}",
+            scenario=f"bag:{task.bag_digest[:16]}",
             has_labels=has_labels,
         )
-        recorder = Recorder(network, stream.rig, config, builder)
-        writer = ClipWriter(directory)
+        recorder = Recorder(task.network, stream.rig, task.config, builder)
+        writer = ClipWriter(task.directory)
         topics = sorted(stream.counts)
         sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
         labels: list[dict[str, Any]] = []
-        numbers = iter(range(10**9))
+        numbers = itertools.count()
 
         def write(built: BuiltClip) -> None:
             clip_id = f"{next(numbers):06d}"
-            writer.write(clip_id, built.clip, _facts(built, bag_digest, topics, sources))
+            writer.write(clip_id, built.clip, _facts(built, task.bag_digest, topics, sources))
             if has_labels:
                 labels.extend(_label_rows(clip_id, built, sources[0]))
 
@@ -201,28 +232,23 @@ def ingest_bag(
             write(built)
         if builder.counts.taken == 0:
             raise InputError(
-                f"bag {bag} gives no clip of {recipe.clip_length} frames: {_reasons(builder, recorder)}"
+                f"bag {task.bag} gives no clip of {task.recipe.clip_length} frames: "
+                f"{_reasons(builder, recorder)}"
             )
         writer.finish()
         counts = {key: count for key, count in asdict(builder.counts).items() if count and key != "taken"}
-        shard = dataset.seal(
-            name,
-            {
-                **made_by,
-                "source": {"kind": "bag", "name": bag.resolve().name},
-                "tool": TOOL,
-                "start_ns": stream.start_ns,
-                "end_ns": stream.end_ns,
-                "topics": stream.counts,
-                "frames": builder.counts.taken,
-                "left_out": counts,
-                "drops": recorder.front.assembler.drops(),
-                "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
-                "label_sources": sources,
-            },
-            labels,
-        )
-    return _told(bag, shard, dataset.facts(name), megabytes, time.perf_counter() - started, new=True)
+        return {
+            "source": {"kind": "bag", "name": task.bag.resolve().name},
+            "tool": TOOL,
+            "start_ns": stream.start_ns,
+            "end_ns": stream.end_ns,
+            "topics": stream.counts,
+            "frames": builder.counts.taken,
+            "left_out": counts,
+            "drops": recorder.front.assembler.drops(),
+            "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
+            "label_sources": sources,
+        }, labels
 
 
 def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:

@@ -19,6 +19,10 @@ class InputError(E2EPerceptionError):
     """Sensor data, a bag or a clip is missing, truncated, of the wrong type or not decodable."""
 
 
+class DamagedBagError(InputError):
+    """A recording was cut off or altered; what is whole of it may still be read (`SalvagedBag`)."""
+
+
 class BundleError(E2EPerceptionError):
     """A bundle is incomplete, damaged, or made for another contract or rig."""
 

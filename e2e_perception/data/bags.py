@@ -34,7 +34,7 @@ from rosbags.typesys.store import Typestore
 
 from e2e_perception.core.boxes import Boxes
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import InputError
+from e2e_perception.core.errors import DamagedBagError, InputError
 from e2e_perception.core.messages import TRACKS_TYPE, tracks_message
 from e2e_perception.core.resources import message_dir
 from e2e_perception.core.rig import Camera, Rig
@@ -124,7 +124,7 @@ class BagSource:
             self._reader = AnyReader([storage], default_typestore=project_typestore())
             self._reader.open()
         except Exception as error:  # whatever the library trips over, the bag is what must be mended
-            raise InputError(_why_unreadable(storage, error)) from error
+            raise DamagedBagError(_why_unreadable(storage, error)) from error
         held = [c for c in self._reader.connections if c.msgcount > 0]
         self.counts: dict[str, int] = {}
         self.types: dict[str, str] = {}
@@ -232,9 +232,11 @@ class BagSource:
             last_ns = stamp_ns
             yield BagMessage(topic, type_name, stamp_ns, message)
 
-    def _damaged(self, count: int, last_ns: int, error: Exception) -> InputError:
+    def _damaged(self, count: int, last_ns: int, error: Exception) -> DamagedBagError:
         seconds = (last_ns - self.start_ns) * 1e-9
-        return InputError(f"bag {self.path} is damaged after {count} messages ({seconds:.1f} s): {error}")
+        return DamagedBagError(
+            f"bag {self.path} is damaged after {count} messages ({seconds:.1f} s): {error}"
+        )
 
     __iter__ = messages
 
