@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.data.clip_store import ClipStore
+from e2e_perception.data.clip_store import INDEX, ClipStore
 
 DATASET = "dataset.json"
 SHARD = "shard.json"
@@ -162,7 +162,8 @@ class Dataset:
         digest = hashlib.sha256(f"{store.digest}\n{_digest_of(labels)}\n".encode()).hexdigest()
         frames = int(facts["frames"])
         shard = Shard(name, digest, len(store), frames)
-        _write_json(directory / SHARD, {**facts, "digest": digest, "clips": len(store)})
+        files = {file: _sha256(directory / file) for file in (INDEX, LABELS)}
+        _write_json(directory / SHARD, {**facts, "digest": digest, "clips": len(store), "files": files})
         with self._locked():
             others = [other for other in self.shards() if other.name != name]
             listed = sorted([*others, shard], key=lambda item: item.name)
@@ -170,12 +171,16 @@ class Dataset:
         return shard
 
     def verify(self) -> None:
-        """Compare every clip and label with its digest.
+        """Compare every clip, label and table with its digest.
 
         Raises:
             InputError: At the first that differs.
         """
         for shard in self.shards():
+            for file, expected in self.facts(shard.name).get("files", {}).items():
+                path = self.directory(shard.name) / str(Path(file).name)
+                if not path.is_file() or _sha256(path) != expected:
+                    raise InputError(f"{path} was altered: it has not the digest that {SHARD} says")
             store = ClipStore(self.directory(shard.name))
             store.verify()
             rows = read_labels(self.directory(shard.name))
@@ -260,6 +265,10 @@ def _digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps([row[name] for name in LABEL_SCHEMA.names], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_json(path: Path, document: Any) -> None:

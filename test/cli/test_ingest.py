@@ -1,0 +1,329 @@
+"""`ingest`: the same shard every time, whatever happens on the way, and one sentence about what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
+
+from short_drive import NUM_FRAMES, RIG, SPEED, odometry, sensor_messages
+
+from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
+from e2e_perception.cli.main import main
+from e2e_perception.core.config import StackConfig
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.network_config import BOX_FIELDS, SIZES
+from e2e_perception.data.bags import write_scenario_bag
+from e2e_perception.data.clip_store import ClipWriter
+from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH = 5
+
+Ingest = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def ingest(rig_file: Path, capsys: pytest.CaptureFixture[str]) -> Ingest:
+    def run(out: Path, *bags: Path, code: int = 0, options: tuple[str, ...] = ()) -> dict[str, Any]:
+        words = ["--rig", str(rig_file), "--clip-length", str(LENGTH), "--workers", "1", "--json"]
+        assert main(["ingest", *map(str, bags), "--out", str(out), *words, *options]) == code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        found: dict[str, Any] = json.loads(captured.out)
+        return found
+
+    return run
+
+
+def recipe(rig_file: Path) -> Recipe:
+    return Recipe("tiny", LENGTH, LENGTH, str(rig_file), StackConfig().model_dump_json())
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bags") / "plain"
+    write_scenario_bag(path, sensor_messages(), RIG, odometry=odometry())
+    return path
+
+
+def test_a_bag_becomes_clips_with_labels_and_futures(bag: Path, tmp_path: Path, ingest: Ingest) -> None:
+    told = ingest(tmp_path / "set", bag)
+    assert (told["frames"], told["clips"], told["shards"]) == (NUM_FRAMES, NUM_FRAMES // LENGTH, 1)
+    (item,) = told["bags"]
+    assert item["new"] and item["frames"] == NUM_FRAMES and item["megabytes"] > 0.0
+    dataset = Dataset(tmp_path / "set")
+    dataset.verify()
+    (store,) = dataset.stores()
+    x, y = BOX_FIELDS.index("x"), BOX_FIELDS.index("y")
+    for index, row in enumerate(store.rows):
+        clip = store.read(index)
+        assert clip.labels_valid and not clip.maps_valid
+        assert len(clip) == LENGTH
+        assert (clip.ids_TB[:, 0] == 7).all() and (clip.ids_TB[:, 1:] == -1).all()
+        np.testing.assert_allclose(
+            clip.boxes_TB10[:, 0][:, [x, y]], np.tile([15.0, 0.0], (LENGTH, 1)), atol=1e-3
+        )
+        assert dict(row["sensor_validity"]) == {
+            name: float(name in ("top", "front"))
+            for names in (SIZES["tiny"].cameras, SIZES["tiny"].lidars, SIZES["tiny"].radars)
+            for name in names
+        }
+        assert row["speed_mean_mps"] == pytest.approx(SPEED)
+        assert row["label_sources"] == ["topic:/labels"] and row["weather"] is None
+        assert row["bag_digest"] in row["source"]
+    first = store.read(0)
+    known = first.ego_future_valid_TS[0]
+    ahead = SPEED * SIZES["tiny"].times_T
+    np.testing.assert_allclose(first.ego_future_TS3[0, known, 0], ahead[known], atol=1e-3)
+    assert known.sum() == 3  # the drive lasts two seconds
+    rows = read_labels(dataset.directory(item["shard"]))
+    assert len(rows) == NUM_FRAMES
+    assert {row["source"] for row in rows} == {"topic:/labels"}
+    assert {(row["class"], row["identity"], row["confidence"]) for row in rows} == {("car", 7, 1.0)}
+    facts = dataset.facts(item["shard"])
+    assert facts["tool"].startswith("e2e_perception ") and facts["topics"]["/lidar"] == NUM_FRAMES
+
+
+def test_without_labels_nobody_is_said_to_be_absent(unlabelled: Path, tmp_path: Path, ingest: Ingest) -> None:
+    told = ingest(tmp_path / "set", unlabelled)
+    (store,) = open_clips(tmp_path / "set")
+    assert not store.read(0).labels_valid
+    assert len(store.labelled("train")) == len(store.labelled("validation")) == 0
+    assert read_labels(Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])) == []
+
+
+def test_order_does_not_matter_and_nothing_is_written_twice(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    both = ingest(tmp_path / "a", bag, unlabelled)
+    first = ingest(tmp_path / "b", unlabelled)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "b" / "shards").rglob("*") if p.is_file()}
+    second = ingest(tmp_path / "b", bag, unlabelled)
+    assert second["digest"] == both["digest"] != first["digest"]
+    assert [item["new"] for item in second["bags"]] == [True, False]
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in before.items()), "shards are never written again"
+
+
+def test_other_settings_make_another_shard(bag: Path, tmp_path: Path, ingest: Ingest) -> None:
+    ingest(tmp_path / "set", bag)
+    told = ingest(tmp_path / "set", bag, options=("--stride", "2"))
+    assert told["shards"] == 2 and told["bags"][0]["new"]
+    assert told["bags"][0]["frames"] == NUM_FRAMES and told["bags"][0]["clips"] > NUM_FRAMES // LENGTH
+
+
+def ingest_until_killed(bag: Path, out: Path, made: Recipe, after: int, go: Any) -> None:
+    real = ClipWriter.write
+    count = 0
+
+    def write(self: ClipWriter, *args: Any, **kwargs: Any) -> bool:
+        nonlocal count
+        count += 1
+        if count > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *args, **kwargs)
+
+    ClipWriter.write = write  # type: ignore[method-assign]
+    go.set()
+    ingest_bag(bag, out, made)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_killed_in_the_middle_and_begun_again_it_gives_the_same_digest(
+    bag: Path, rig_file: Path, tmp_path: Path, ingest: Ingest, after: int
+) -> None:
+    whole = ingest(tmp_path / "whole", bag)
+    context = multiprocessing.get_context("spawn")
+    go = context.Event()
+    process = context.Process(
+        target=ingest_until_killed, args=(bag, tmp_path / "killed", recipe(rig_file), after, go)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert Dataset(tmp_path / "killed").shards() == []
+    again = ingest(tmp_path / "killed", bag)
+    assert again["digest"] == whole["digest"] and again["bags"][0]["new"]
+
+
+def hold(out: Path, name: str, ready: Any, done: Any) -> None:
+    with Dataset(out).writing(name):
+        ready.set()
+        done.wait(60)
+
+
+def test_two_writers_of_one_shard_do_not_mix(
+    bag: Path, rig_file: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    name = ingest(tmp_path / "other", bag)["bags"][0]["shard"]
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "set", name, ready, done))
+    process.start()
+    assert ready.wait(60)
+    told = ingest(tmp_path / "set", bag, code=2)
+    assert "is being written by another process" in told["error"]
+    done.set()
+    process.join(60)
+    assert ingest(tmp_path / "set", bag)["shards"] == 1
+
+
+def seal_many(out: Path, names: list[str]) -> None:
+    dataset = Dataset(out)
+    for name in names:
+        with dataset.writing(name) as directory:
+            ClipWriter(directory).finish()
+            dataset.seal(name, {"frames": 1}, [])
+
+
+def test_two_writers_of_one_dataset_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    names = [[f"{letter}-{k}" for k in range(12)] for letter in "ab"]
+    processes = [context.Process(target=seal_many, args=(tmp_path / "set", part)) for part in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert [shard.name for shard in Dataset(tmp_path / "set").shards()] == sorted([*names[0], *names[1]])
+
+
+def test_a_full_disk_is_said_and_leaves_no_shard(
+    bag: Path, tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ingest(tmp_path / "whole", bag)
+    real = ClipWriter.write
+    count = 0
+
+    def full(self: ClipWriter, *args: Any, **kwargs: Any) -> bool:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(ClipWriter, "write", full)
+    told = ingest(tmp_path / "set", bag, code=2)
+    assert told["error"] == "No space left on device"
+    assert Dataset(tmp_path / "set").shards() == []
+    monkeypatch.undo()
+    assert ingest(tmp_path / "set", bag)["digest"] == whole["digest"]
+
+
+@pytest.mark.parametrize("what", ["clips", LABELS, "index.parquet"])
+def test_a_flipped_byte_in_a_shard_is_found(bag: Path, tmp_path: Path, ingest: Ingest, what: str) -> None:
+    told = ingest(tmp_path / "set", bag)
+    shard = Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])
+    files = [p for p in (shard / "clips").rglob("*") if p.is_file()] if what == "clips" else [shard / what]
+    file = max(sorted(files), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(InputError):
+        Dataset(tmp_path / "set").verify()
+
+
+def test_a_bag_that_is_cut_off_gives_what_is_whole(bag: Path, tmp_path: Path, ingest: Ingest) -> None:
+    (file,) = bag.glob("*.mcap")
+    cut = tmp_path / "cut.mcap"
+    data = file.read_bytes()
+    cut.write_bytes(data[:-200])  # the recorder died before it wrote its summary
+    told = ingest(tmp_path / "set", cut)
+    assert told["frames"] > 0
+    assert any("cut off or damaged" in warning for warning in told["bags"][0]["warnings"])
+
+
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "set")
+    for name in ("../outside", "a/b", "", ".hidden", "x" * 101, "a\0b", "/etc"):
+        with pytest.raises(InputError, match=r"shard .*expected up to 100"):
+            dataset.directory(name)
+    (tmp_path / "set").mkdir()
+    listed = {"format": 1, "shards": [{"name": "../../etc", "digest": "0", "clips": 1, "frames": 1}]}
+    (tmp_path / "set" / DATASET).write_text(json.dumps(listed))
+    with pytest.raises(InputError, match=r"shard '\.\./\.\./etc'"):
+        dataset.shards()
+    odd = tmp_path / "we ird ü; rm -rf" / ".."
+    name = shard_name(tmp_path / "..." / "we ird ü; rm -rf.mcap", {})
+    assert dataset.directory(name).parent == tmp_path / "set" / "shards", odd
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9, "shards": []}', '{"format": 1, "shards": [{}]}'])
+def test_a_damaged_list_of_shards_is_said(bag: Path, tmp_path: Path, ingest: Ingest, text: str) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / DATASET).write_text(text)
+    assert DATASET in ingest(tmp_path / "set", bag, code=2)["error"]
+
+
+def test_what_is_wrong_is_said_in_one_sentence(
+    bag: Path, tmp_path: Path, ingest: Ingest, rig_file: Path
+) -> None:
+    assert "no bag at" in ingest(tmp_path / "set", tmp_path / "absent", code=2)["error"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    assert "is no dataset" in ingest(other, bag, code=2)["error"]
+    assert (other / "thesis.tex").read_text() == "precious"
+    assert (
+        "unknown network size" in ingest(tmp_path / "set", bag, code=2, options=("--size", "huge"))["error"]
+    )
+    told = ingest(tmp_path / "set", bag, code=2, options=("--stride", "9"))
+    assert "would leave frames out" in told["error"]
+    too_long = ingest(tmp_path / "set", bag, code=2, options=("--clip-length", "50"))
+    assert "gives no clip of 50 frames" in too_long["error"]
+    assert not list((tmp_path / "set" / "shards").glob(f"*/{SHARD}"))
+
+
+def test_several_bags_in_processes_give_what_one_after_the_other_gives(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    alone = ingest(tmp_path / "a", bag, unlabelled)
+    beside = ingest(tmp_path / "b", bag, unlabelled, options=("--workers", "2"))
+    assert alone["digest"] == beside["digest"]
+
+
+def test_a_rig_that_lacks_the_bags_sensors_is_refused(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = tmp_path / "other.yaml"
+    document = RIG.model_dump(mode="json")
+    document["sensors"][0]["name"] = "unheard_of"
+    rig.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert main(["ingest", str(bag), "--rig", str(rig), "--out", str(tmp_path / "set")]) == 2
+    assert "unheard_of" in capsys.readouterr().err
+
+
+def test_the_real_highway_gives_all_its_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(os.environ.get("E2E_PERCEPTION_TEST_DATA", ROOT.parent / "shared" / "data")) / "kitti_highway"
+    if not data.is_dir():
+        pytest.skip(f"no recorded bag at {data}")
+    assert main(["ingest", str(data), "--out", str(tmp_path / "set"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["frames"] == 78
+    (store,) = open_clips(tmp_path / "set")
+    stamps = np.unique(np.concatenate([store.read(i).stamps_ns_T for i in range(len(store))]))
+    assert len(stamps) == 78
+    first = store.read(0)
+    assert first.inputs["lidar_raster"].any() and first.inputs["images"][:, 0].std() > 20.0
+    assert first.ego_future_valid_TS.all() and first.ego_future_TS3[0, -1, 0] > 3.0
+
+
+def test_progress_reaches_its_end(bag: Path, rig_file: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    made = ingest_bag(bag, tmp_path / "set", recipe(rig_file), told.append)
+    assert told[-1] == 1.0 and told == sorted(told)
+    shutil.rmtree(tmp_path / "set" / "shards" / made.shard / "clips")
+    with pytest.raises(InputError):
+        Dataset(tmp_path / "set").verify()
