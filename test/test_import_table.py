@@ -44,7 +44,7 @@ def room(rooms: str = "", packages: str = "") -> Room:
 TABLE = {
     "core": room(),
     "model": room("core", "torch"),
-    "data": room("core", "rosbags cv2 zarr numcodecs pyarrow"),
+    "data": room("core", "rosbags mcap lz4 zstandard cv2 zarr numcodecs pyarrow"),
     "training": room("core model data evaluation", "torch torchjd safetensors mlflow ray rich"),
     "evaluation": room("core", "scipy shapely trackeval motmetrics plotly pyarrow"),
     "deploy": room("core", "cryptography"),
