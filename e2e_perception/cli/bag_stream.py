@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from e2e_perception.cli.offline import Event, Labels
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoMotionBuffer
@@ -23,6 +25,7 @@ from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.sensor_messages import CAMERA_INFO_TYPE, ODOMETRY_TYPE, PATH_TYPE, TF_TYPE
 from e2e_perception.data.bag_salvage import SalvagedBag
 from e2e_perception.data.bags import LABELS_TOPIC, BagMessage, BagSource, match_topics
+from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.calibration import RigCalibration
 
 TF_STATIC = "/tf_static"
@@ -60,6 +63,7 @@ class BagStream:
             self.start_ns, self.end_ns = source.start_ns, source.end_ns
         match = match_topics(self.types, rig)
         self._problems: Counter[str] = Counter()
+        self._odometry_timing, self._without_covariance = StreamTiming(), 0
         self._odometry_frame = ""
         self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
         for name in match.missing:
@@ -109,6 +113,11 @@ class BagStream:
         """What is odd about the recording, found so far."""
         losses = self._source.losses if isinstance(self._source, SalvagedBag) else []
         return [*self._notes, *losses, *(f"{text} ({count}×)" for text, count in self._problems.items())]
+
+    @property
+    def odometry_facts(self) -> dict[str, float | int]:
+        """Timing of the odometry read so far, and in how many messages the covariance is not filled in."""
+        return {**self._odometry_timing.summary(), "without_covariance": self._without_covariance}
 
     def events(self, progress: Callable[[int], None] | None = None) -> Iterator[Event]:
         """Everything that matters to the stack, in order of arrival.
@@ -167,6 +176,8 @@ class BagStream:
         try:
             state = ego_state_from_odometry(message.message, self.rig.base_frame)
             self._odometry_frame = message.message.header.frame_id.lstrip("/")
+            self._odometry_timing.add(state.stamp_ns, message.stamp_ns)
+            self._without_covariance += not np.any(message.message.pose.covariance)
             ego.add(state)
         except InputError as error:
             self._problems[str(error)] += 1

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.front_end import FrontEnd
 
 TOOL = f"e2e_perception {__version__}"
@@ -90,9 +91,11 @@ class Recorder:
         self.network, self.builder = network, builder
         self.front = FrontEnd(network, rig, config)
         self.problems: Counter[str] = Counter()
+        self.timing: defaultdict[str, StreamTiming] = defaultdict(StreamTiming)
 
     def push(self, message: SensorMessage) -> None:
         """See `Pipeline`."""
+        self.timing[message.sensor].add(message.stamp_ns, message.arrival_ns)
         self.front.assembler.push(message)
 
     def push_odometry(self, state: EgoState) -> bool:
@@ -246,6 +249,8 @@ def _write_clips(
             "frames": builder.counts.taken,
             "left_out": counts,
             "drops": recorder.front.assembler.drops(),
+            "timing": {name: timing.summary() for name, timing in sorted(recorder.timing.items())},
+            "odometry": stream.odometry_facts,
             "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
             "label_sources": sources,
         }, labels

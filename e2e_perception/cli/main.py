@@ -12,6 +12,7 @@ import typer
 
 import e2e_perception
 from e2e_perception.cli import (
+    audit,
     bundle,
     compare,
     demo,
@@ -65,6 +66,7 @@ for _module in (
     run,
     simulate,
     ingest,
+    audit,
     drive,
     track,
     train,

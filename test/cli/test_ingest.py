@@ -327,3 +327,48 @@ def test_progress_reaches_its_end(bag: Path, rig_file: Path, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "set" / "shards" / made.shard / "clips")
     with pytest.raises(InputError):
         Dataset(tmp_path / "set").verify()
+
+
+def test_an_audit_says_what_is_odd_and_its_exit_code_what_is_broken(
+    bag: Path, tmp_path: Path, ingest: Ingest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ingest(tmp_path / "set", bag)
+    page = tmp_path / "pages" / "audit.html"
+    assert main(["audit", str(tmp_path / "set"), "--html", str(page), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed"] and told["clips"] == told["labelled_clips"] == NUM_FRAMES // LENGTH
+    assert {finding["check"] for finding in told["findings"]} >= {"synthetic_stamps", "synthetic_arrivals"}
+    assert told["balance"]["class"] == {"car": NUM_FRAMES}
+    text = page.read_text(encoding="utf-8")
+    assert "synthetic_stamps" in text and "No gate is broken" in text
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("max_findings: {synthetic_stamps: 0}\n")
+    assert main(["audit", str(tmp_path / "set"), "--gates", str(gates)]) == 1
+    captured = capsys.readouterr()
+    assert "gate broken: 3 findings of synthetic_stamps, at most 0 are let pass" in captured.err
+    assert "synthetic_stamps: top: all stamps are 100 ms apart" in captured.out
+    gates.write_text("max_findings: {luck: 1}\nother: 2\n")
+    assert main(["audit", str(tmp_path / "set"), "--gates", str(gates)]) == 2
+    assert main(["audit", str(tmp_path / "nothing")]) == 2
+
+
+def test_the_audit_of_the_real_highway_says_what_its_notes_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stamps at exactly 10 Hz, arrivals 12 and 52 ms after them, no covariance, no labels."""
+    data = Path(os.environ.get("E2E_PERCEPTION_TEST_DATA", ROOT.parent / "shared" / "data")) / "kitti_highway"
+    if not data.is_dir():
+        pytest.skip(f"no recorded bag at {data}")
+    assert main(["ingest", str(data), "--out", str(tmp_path / "set"), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "set"), "--json"]) == 0
+    found = [(item["check"], item["message"]) for item in json.loads(capsys.readouterr().out)["findings"]]
+    for check, words in (
+        ("synthetic_stamps", "front: all stamps are 100 ms apart"),
+        ("synthetic_stamps", "top: all stamps are 100 ms apart"),
+        ("synthetic_arrivals", "front: arrives 12 ms"),
+        ("synthetic_arrivals", "top: arrives 52 ms"),
+        ("covariance", "78 messages without a covariance"),
+        ("labels", "no labels"),
+    ):
+        assert any(check == c and words in message for c, message in found), (check, words)

@@ -1,0 +1,154 @@
+"""`audit`: what is odd about a dataset, and whether it may be trained on."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
+from e2e_perception.cli.options import JsonOption
+from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.named_files import offending_keys, read_named
+
+if TYPE_CHECKING:
+    from e2e_perception.data.audit import Gates, Report
+
+FOLDER = "gates"
+SHOWN = 20  # findings in the terminal
+
+
+def audit(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `ingest`.")],
+    gates: Annotated[
+        str, typer.Option(help="What must hold: a YAML file, or the name of a shipped one.")
+    ] = "default",
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Also write all findings as a page.", show_default=False)
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Compare every clip with its digest first.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at every clip of a dataset: timing, odometry, labels, balance, repetition, leaks between splits.
+
+    Findings name a shard and a clip to look at. Exit code 1 if a gate is broken, 2 if the dataset is damaged.
+
+    Example: `e2e-perception audit dataset --html audit.html`
+    """
+    from e2e_perception.data.audit import Report
+    from e2e_perception.data.audit import audit as look
+    from e2e_perception.data.shards import Dataset
+
+    wanted = load_gates(gates)
+    opened = Dataset(dataset)
+    if not opened.shards():
+        raise ConfigError(f"{dataset} holds no finished shard; `e2e-perception ingest` makes some")
+    if verify:
+        opened.verify()
+    report = Report("")
+    with progress_bar("auditing", 100) as progress:
+        for done, total, found in look(opened, wanted):
+            report = found
+            progress(100 * done // max(total, 1))
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(as_page(report, dataset), encoding="utf-8")
+    if as_json:
+        emit_json(as_document(report))
+    else:
+        _print(report, dataset)
+    for gate in report.broken_gates:
+        log(f"gate broken: {gate}")
+    if report.broken_gates:
+        raise typer.Exit(1)
+
+
+def load_gates(path_or_name: str) -> Gates:
+    """Gates of a file, or of a shipped one.
+
+    Raises:
+        ConfigError: If it is missing or says something unknown.
+    """
+    from e2e_perception.data.audit import Gates
+
+    path, document = read_named(path_or_name, what="gates", folder=FOLDER, expected="a mapping of limits")
+    try:
+        return Gates.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(offending_keys(error, 'gates'))}") from error
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "digest": report.digest,
+        "clips": report.clips,
+        "labelled_clips": report.labelled_clips,
+        "findings": [asdict(finding) for finding in report.findings],
+        "balance": report.balance,
+        "broken_gates": report.broken_gates,
+        "passed": not report.broken_gates,
+    }
+
+
+def _print(report: Report, dataset: Path) -> None:
+    for finding in report.findings[:SHOWN]:
+        where = "/".join(part for part in (finding.shard, finding.clip_id) if part)
+        typer.echo(f"{finding.severity:8} {finding.check}: {finding.message} [{where}]")
+    if len(report.findings) > SHOWN:
+        typer.echo(f"and {len(report.findings) - SHOWN} more; --html or --json has all of them")
+    rows = [
+        (name, key, f"{count:,}") for name, counts in report.balance.items() for key, count in counts.items()
+    ]
+    print_table(f"what is in {dataset}", ("of", "", "count"), rows)
+    typer.echo(
+        f"{report.clips} clips, {report.labelled_clips} labelled, {len(report.findings)} findings; "
+        f"{'no gate is broken' if not report.broken_gates else 'gates are broken'}"
+    )
+
+
+def as_page(report: Report, dataset: Path) -> str:
+    """All findings, self-contained."""
+    say = html.escape
+    totals = Counter(finding.severity for finding in report.findings)
+    gates = "".join(f"<li>{say(gate)}</li>" for gate in report.broken_gates)
+    verdict = f"<p>Gates are broken:</p><ul>{gates}</ul>" if gates else "<p>No gate is broken.</p>"
+    rows = "".join(
+        f'<tr class="{f.severity}"><td>{f.severity}</td><td>{say(f.check)}</td><td>{say(f.message)}</td>'
+        f"<td>{say(f.shard)}</td><td>{say(f.clip_id)}</td><td>{f.stamp_ns or ''}</td></tr>"
+        for f in report.findings
+    )
+    tables = "".join(_counts_as_html(name, counts) for name, counts in report.balance.items())
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Audit of {say(dataset.name)}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td, th {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }}
+tr.error td:first-child {{ color: #c62828; font-weight: 600; }}
+tr.warning td:first-child {{ color: #b26a00; }}
+.n {{ text-align: right; width: 6rem; }} .bar {{ background: #4a7dbd; height: .8rem; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #16181c; color: #ddd; }} }}
+</style></head><body><h1>{say(str(dataset))}</h1>
+<p>{report.clips} clips, {report.labelled_clips} of them labelled; digest {report.digest[:16]}…;
+{totals["error"]} errors, {totals["warning"]} warnings, {totals["info"]} remarks.</p>
+{verdict}<h2>Findings</h2>
+<table><tr><th></th><th>check</th><th>finding</th><th>shard</th><th>clip</th><th>stamp [ns]</th></tr>
+{rows}</table>
+<h2>Balance</h2>{tables}</body></html>
+"""
+
+
+def _counts_as_html(name: str, counts: Mapping[str, int]) -> str:
+    total = max(sum(counts.values()), 1)
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}</td><td class=n>{count:,}</td>"
+        f'<td><div class=bar style="width:{100 * count / total:.1f}%"></div></td></tr>'
+        for key, count in counts.items()
+    )
+    return f"<h3>{html.escape(name)}</h3><table>{rows}</table>"

@@ -1,0 +1,228 @@
+"""The audit: it finds each fault that was put in, says where, and is silent about sound data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import SMALL, synthetic_clip
+
+from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.clips import Clip
+from e2e_perception.core.network_config import BOX_FIELDS
+from e2e_perception.data.audit import Gates, Report, audit, broken, fingerprint, of_labels, of_recording
+from e2e_perception.data.clip_store import ClipWriter
+from e2e_perception.data.shards import Dataset
+from e2e_perception.data.timing import SAMPLES, StreamTiming
+
+COLUMN = {name: column for column, name in enumerate(BOX_FIELDS)}
+MS = 1_000_000
+
+
+def sound() -> Clip:
+    return synthetic_clip(SMALL, seed=3, num_frames=8)
+
+
+def first(clip: Clip) -> int:
+    """Slot of the first object, the same in all frames."""
+    (slot,) = np.unique(np.nonzero(clip.ids_TB == clip.ids_TB[0, 0])[1])
+    return int(slot)
+
+
+def with_boxes(clip: Clip, change: Callable[[np.ndarray], None]) -> Clip:
+    boxes = clip.boxes_TB10.copy()
+    change(boxes[:, first(clip)])
+    return replace(clip, boxes_TB10=boxes)
+
+
+def checks(clip: Clip) -> set[str]:
+    return {check for check, *_ in of_labels(clip)}
+
+
+def test_sound_labels_give_no_finding() -> None:
+    for seed in range(20):
+        assert of_labels(synthetic_clip(SMALL, seed=seed, num_frames=8)) == []
+
+
+def test_a_jump_beyond_physics_is_found_where_it_is() -> None:
+    def jump(box: np.ndarray) -> None:
+        box[4:, COLUMN["y"]] += 15.0
+
+    clip = with_boxes(sound(), jump)
+    (told,) = [item for item in of_labels(clip) if item[0] == "jump"]
+    assert told[1] == "error" and told[3] == clip.stamps_ns_T[3]
+
+
+def test_a_size_that_changes_is_found() -> None:
+    def grow(box: np.ndarray) -> None:
+        box[5, COLUMN["log_length"]] += np.log(1.5)
+
+    assert "size" in checks(with_boxes(sound(), grow))
+
+
+def test_velocities_in_another_unit_are_found() -> None:
+    def in_kmh(box: np.ndarray) -> None:
+        box[:, COLUMN["vx"]] = 3.6 * np.maximum(box[:, COLUMN["vx"]], 4.0)
+
+    assert "velocity" in checks(with_boxes(sound(), in_kmh))
+
+
+def test_headings_that_point_backwards_are_found() -> None:
+    clip = sound()
+    moving = [s for s in range(4) if clip.ids_TB[0, s] >= 0 and clip.boxes_TB10[0, s, COLUMN["vx"]] > 3.0]
+    vehicles = [s for s in moving if CLASSES[clip.class_ids_TB[0, s]] != "pedestrian"]
+    assert vehicles, "the clip has somebody who moves"
+    boxes = clip.boxes_TB10.copy()
+    boxes[:, vehicles[0], COLUMN["cos_yaw"]] *= -1.0
+    boxes[:, vehicles[0], COLUMN["sin_yaw"]] *= -1.0
+    assert "heading" in checks(replace(clip, boxes_TB10=boxes))
+
+
+def test_classes_and_identities_that_change_are_found() -> None:
+    clip = sound()
+    classes = clip.class_ids_TB.copy()
+    classes[4:, first(clip)] = (classes[4:, first(clip)] + 1) % 4
+    assert "class_change" in checks(replace(clip, class_ids_TB=classes))
+    ids = clip.ids_TB.copy()
+    ids[4:, first(clip)] = 999
+    assert "switch" in checks(replace(clip, ids_TB=ids))
+
+
+def test_duplicates_are_found() -> None:
+    clip = sound()
+    slot = first(clip)
+    free = int(np.flatnonzero(clip.ids_TB[0] < 0)[0])
+    boxes, ids, classes = clip.boxes_TB10.copy(), clip.ids_TB.copy(), clip.class_ids_TB.copy()
+    boxes[:, free], classes[:, free], ids[:, free] = boxes[:, slot], classes[:, slot], 777
+    assert "duplicate" in checks(replace(clip, boxes_TB10=boxes, ids_TB=ids, class_ids_TB=classes))
+    ids[:, free] = ids[:, slot]
+    assert "identity" in checks(replace(clip, boxes_TB10=boxes, ids_TB=ids, class_ids_TB=classes))
+
+
+def test_without_labels_nothing_is_said_of_them() -> None:
+    clip = replace(sound(), labels_valid=False)
+    assert of_labels(clip) == []
+
+
+# ------------------------------------------------------------------ recordings
+
+
+def timing(
+    count: int = 50, *, jitter_ms: float = 2.0, latency_ms: float = 30.0, **change: Any
+) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    stream = StreamTiming()
+    for k in range(count):
+        stamp = 10**9 + k * 100 * MS + round(rng.normal(0.0, 1.0) * jitter_ms * MS)
+        if k == change.get("gap_at", -1):
+            continue
+        if k >= change.get("late_from", count):
+            stamp += 700 * MS
+        if k == change.get("back_at", -1):
+            stamp -= 500 * MS
+        stream.add(stamp, stamp + round((latency_ms + rng.normal(0.0, 1.0) * jitter_ms) * MS))
+    return stream.summary()
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    return {"timing": {"top": timing()}, "odometry": timing(), "label_sources": ["topic:/labels"], **changes}
+
+
+def of(**changes: Any) -> list[tuple[str, str]]:
+    return [(found.check, found.severity) for found in of_recording("shard", facts(**changes))]
+
+
+def test_a_sound_recording_gives_no_finding() -> None:
+    assert of() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"timing": {"top": timing(jitter_ms=0.0)}}, ("synthetic_stamps", "warning")),
+        ({"timing": {"top": timing(jitter_ms=0.0)}}, ("synthetic_arrivals", "info")),
+        ({"timing": {"top": timing(latency_ms=-20.0)}}, ("clock", "error")),
+        ({"timing": {"top": timing(back_at=20)}}, ("clock", "error")),
+        ({"timing": {"top": timing(late_from=30)}}, ("gap", "warning")),
+        ({"timing": {"top": timing(jitter_ms=40.0)}}, ("jitter", "warning")),
+        ({"odometry": {**timing(), "without_covariance": 3}}, ("covariance", "info")),
+        ({"label_sources": []}, ("labels", "warning")),
+        ({"left_out": {"alone": 2}}, ("left_out", "info")),
+        ({"warnings": ["a.mcap: cut off or damaged; …"]}, ("recording", "warning")),
+    ],
+)
+def test_each_fault_of_a_recording_is_found(change: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert expected in of(**change)
+
+
+def test_timing_is_kept_in_flat_memory_and_stays_right() -> None:
+    stream = StreamTiming()
+    for k in range(50_000):
+        stream.add(k * 20 * MS + (k % 7) * MS, k * 20 * MS + 30 * MS)
+    assert len(stream._intervals.values) <= SAMPLES and len(stream._latencies.values) <= SAMPLES
+    found = stream.summary()
+    assert found["count"] == 50_000 and found["backwards"] == found["repeated"] == 0
+    assert found["period_ms"] == pytest.approx(21.0, abs=0.01)
+    assert found["latency_ms"] == pytest.approx(27.0, abs=1.01)
+
+
+# ------------------------------------------------------------------ datasets
+
+
+def dataset(path: Path, clips: list[tuple[str, Clip]]) -> Dataset:
+    made = Dataset(path)
+    for name, clip in clips:
+        with made.writing(name) as directory:
+            writer = ClipWriter(directory)
+            writer.write("000000", clip)
+            writer.finish()
+            made.seal(name, {**facts(), "frames": len(clip)}, [])
+    return made
+
+
+def finished(made: Dataset, gates: Gates | None = None) -> Report:
+    *_, (done, total, report) = audit(made, gates)
+    assert done == total
+    return report
+
+
+def scenario_in(split: str) -> str:
+    from e2e_perception.data.clip_store import split_of
+
+    return next(name for k in range(200) if split_of(name := f"bag:{k}") == split)
+
+
+def test_the_same_clip_on_both_sides_of_a_split_is_a_leak(tmp_path: Path) -> None:
+    here, there = (replace(sound(), scenario=scenario_in(name)) for name in ("train", "validation"))
+    report = finished(dataset(tmp_path / "set", [("a", here), ("b", there)]))
+    (leak,) = [found for found in report.findings if found.check == "leakage"]
+    assert leak.severity == "error" and (leak.shard, leak.clip_id) == ("b", "000000")
+    assert "000000 of a" in leak.message
+    same = finished(dataset(tmp_path / "same", [("a", here), ("b", here)]))
+    assert [found.check for found in same.findings] == ["repetition"]
+
+
+def test_a_fingerprint_survives_noise_and_tells_scenes_apart() -> None:
+    clip = sound()
+    assert fingerprint(clip) == fingerprint(replace(clip, scenario="other"))
+    assert len({fingerprint(synthetic_clip(SMALL, seed=seed)) for seed in range(30)}) == 30
+
+
+def test_balance_is_counted_and_gates_are_judged(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "set", [(f"s{k}", synthetic_clip(SMALL, seed=k)) for k in range(4)])
+    report = finished(made)
+    assert report.clips == report.labelled_clips == 4 and report.digest == made.digest
+    labels = sum(report.balance["class"].values())
+    assert labels == sum(report.balance["distance"].values()) > 0
+    assert set(report.balance["class"]) <= set(CLASSES)
+    assert sum(report.balance["split"].values()) == 4
+    assert report.broken_gates == []
+    strict = Gates(min_class_share={"obstacle": 0.5}, max_findings={"info": 0}, min_labelled_share=1.0)
+    assert [gate for gate in broken(report, strict) if "class obstacle" in gate]
+    unlabelled = dataset(tmp_path / "plain", [("a", replace(sound(), labels_valid=False))])
+    words = finished(unlabelled, Gates(min_labelled_share=0.5)).broken_gates
+    assert words == ["0% of clips are labelled, at least 50% have to be"]
