@@ -15,6 +15,7 @@ from e2e_perception.cli import (
     audit,
     bundle,
     compare,
+    dataset,
     demo,
     doctor,
     drive,
@@ -78,6 +79,7 @@ for _module in (
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(dataset.app, name="dataset")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

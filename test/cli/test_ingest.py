@@ -329,6 +329,33 @@ def test_progress_reaches_its_end(bag: Path, rig_file: Path, tmp_path: Path) -> 
         Dataset(tmp_path / "set").verify()
 
 
+def test_datasets_are_listed_compared_and_checked(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ingest(tmp_path / "one", bag)
+    two = ingest(tmp_path / "two", bag, unlabelled)
+    shared, extra = one["bags"][0]["shard"], two["bags"][1]["shard"]
+
+    def told(*words: str | Path, code: int = 0) -> dict[str, Any]:
+        assert main(["dataset", *map(str, words), "--json"]) == code
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    listed = told("show", tmp_path / "two")
+    assert listed["digest"] == two["digest"]
+    assert {s["name"]: s["source"] for s in listed["shards"]} == {shared: bag.name, extra: unlabelled.name}
+    apart = told("diff", tmp_path / "one", tmp_path / "two")
+    assert (apart["only_in_a"], apart["only_in_b"], apart["altered"], apart["same"]) == ([], [extra], [], 1)
+    assert told("verify", tmp_path / "two")["whole"]
+    facts = tmp_path / "two" / DATASET
+    facts.write_text(facts.read_text().replace(one["bags"][0]["digest"], "0" * 64))
+    assert told("diff", tmp_path / "one", tmp_path / "two")["altered"] == [shared]
+    assert "was altered" in told("verify", tmp_path / "two", code=2)["error"]
+    assert "is no dataset" in told("show", tmp_path, code=2)["error"]
+    assert main(["dataset", "diff", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert f"! {shared}" in capsys.readouterr().out
+
+
 def test_an_audit_says_what_is_odd_and_its_exit_code_what_is_broken(
     bag: Path, tmp_path: Path, ingest: Ingest, capsys: pytest.CaptureFixture[str]
 ) -> None:
