@@ -325,11 +325,17 @@ def ablation_table(results: Mapping[str, Any]) -> str:
 def rate_table(results: Mapping[str, Any]) -> str:
     """Scores by which the learning rates were chosen."""
     rows = []
-    for name, seeds in sorted(results["rates"]["groups"].items()):
+    groups = results["rates"]["groups"]
+    for name, seeds in sorted(groups.items(), key=lambda item: _by_number(item[0])):
         for seed, run in sorted(seeds.items()):
             figures = run["validation"]
             rows.append([name, seed, *(f"{figures[f'score/{s}']:.3f}" for s in SCORES)])
     return table(("training", "seed", *SCORES), rows)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Key by which `joint-8` comes before `joint-16`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def cosine_table(results: Mapping[str, Any]) -> str:
