@@ -114,6 +114,7 @@ def write_log(
     sweeps: Sequence[int] = (),
     calibration: bool = True,
     images: Sequence[int] = (),
+    interior: int = 0,
 ) -> Path:
     """Write a log of annotations every 100 ms (the sweeps of which jitter by a few ms) and poses every 10 ms.
 
@@ -126,6 +127,7 @@ def write_log(
         sweeps: Numbers of the annotated sweeps that are there.
         calibration: Whether there is one: upper lidar and front camera.
         images: Numbers of the annotated sweeps at which the front camera has a picture.
+        interior: Lidar points that are said to lie in every box.
     """
     rng = np.random.default_rng(5)
     num = round(seconds * 10) + 1
@@ -172,7 +174,7 @@ def write_log(
             "width_m": sizes[:, 1],
             "height_m": sizes[:, 2],
             **_pose_columns(np.array([row[4] for row in rows]), np.array([row[5] for row in rows])),
-            "num_interior_pts": np.zeros(len(rows), np.int64),
+            "num_interior_pts": np.full(len(rows), interior, np.int64),
         },
     )
 

@@ -21,6 +21,7 @@ from e2e_perception.cli import (
     drive,
     evaluate,
     export,
+    import_log,
     ingest,
     pareto,
     replay,
@@ -78,6 +79,7 @@ for _module in (
 ):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
+app.command("import-log")(import_log.import_log)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dataset.app, name="dataset")
 

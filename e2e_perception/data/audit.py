@@ -321,15 +321,21 @@ def _switches(
 
 
 def _duplicates(clip: Clip) -> Iterator[Told]:
+    """Pairs of one class at one place; each once, however many frames it lasts."""
+    pairs: dict[tuple[int, int], list[tuple[int, float, int]]] = defaultdict(list)
     for t in range(len(clip)):
         rows = np.flatnonzero(clip.ids_TB[t] >= 0)
         places, classes = clip.boxes_TB10[t, rows][:, [X, Y]], clip.class_ids_TB[t, rows]
         gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)
         near = np.triu((gaps < DUPLICATE_DISTANCE) & (classes[:, None] == classes[None]), k=1)
         for a, b in zip(*near.nonzero(), strict=True):
-            ids = clip.ids_TB[t, rows]
-            message = f"{CLASSES[int(classes[a])]} {ids[a]} and {ids[b]} are {gaps[a, b]:.1f} m apart"
-            yield "duplicate", "error", message, int(clip.stamps_ns_T[t])
+            first, second = sorted(int(clip.ids_TB[t, rows[i]]) for i in (a, b))
+            pairs[first, second].append((t, float(gaps[a, b]), int(classes[a])))
+    for (first, second), found in pairs.items():
+        t, gap, class_id = min(found, key=lambda item: item[1])
+        often = f"in {len(found)} of {len(clip)} frames"
+        message = f"{CLASSES[class_id]} {first} and {second} are {gap:.1f} m apart, {often}"
+        yield "duplicate", "error", message, int(clip.stamps_ns_T[t])
 
 
 # ------------------------------------------------------------------ balance, leaks, gates

@@ -41,6 +41,7 @@ class RecordedFrame:
         ego: The robot at that instant; None where odometry does not cover it.
         stretch: Of continuous odometry, see `PoseHistory`.
         valid: Of each sensor, whether it is in the inputs.
+        maps_2YX: Drivable area and boundaries, see `Clip`; None: not known.
     """
 
     stamp_ns: int
@@ -48,6 +49,7 @@ class RecordedFrame:
     ego: EgoState | None
     stretch: int
     valid: Mapping[str, bool]
+    maps_2YX: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -268,12 +270,13 @@ class ClipBuilder:
             labels.append(rows)
             confidences.append(confidence)
         stacked = {name: np.stack([frame.inputs[name] for frame in frames]) for name in frames[0].inputs}
-        grid = self.network.bev_grid
+        nothing = np.zeros((2, *self.network.bev_grid.shape), np.uint8)
+        maps = [nothing if frame.maps_2YX is None else frame.maps_2YX for frame in frames]
         clip = Clip(
             inputs={k: v.astype(np.float16) if k in RASTERS else v for k, v in stacked.items()},
             **{name: np.stack([rows[name] for rows in labels]) for name in labels[0]},
-            maps_T2YX=np.zeros((len(frames), 2, *grid.shape), np.uint8),
-            maps_valid=False,
+            maps_T2YX=np.stack(maps),
+            maps_valid=all(frame.maps_2YX is not None for frame in frames),
             stamps_ns_T=np.array([frame.stamp_ns for frame in frames], np.int64),
             memory_from_base_T3=memory_from_base,
             source=self._source,

@@ -145,13 +145,20 @@ class Dataset:
             raise InputError(f"{file} holds a {type(document).__name__}, expected an object")
         return document
 
-    def seal(self, name: str, facts: Mapping[str, Any], labels: Sequence[Mapping[str, Any]]) -> Shard:
+    def seal(
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        labels: Sequence[Mapping[str, Any]],
+        tables: Mapping[str, pa.Table] | None = None,
+    ) -> Shard:
         """Declare a shard finished and list it.
 
         Args:
             name: Of a shard whose clips are all written and whose index is rebuilt.
             facts: What it was made from and by.
             labels: Rows of `LABEL_SCHEMA`.
+            tables: Others by file name, kept beside them.
         """
         directory = self.directory(name)
         store = ClipStore(directory)
@@ -162,7 +169,9 @@ class Dataset:
         digest = hashlib.sha256(f"{store.digest}\n{_digest_of(labels)}\n".encode()).hexdigest()
         frames = int(facts["frames"])
         shard = Shard(name, digest, len(store), frames)
-        files = {file: _sha256(directory / file) for file in (INDEX, LABELS)}
+        for file, other in (tables or {}).items():
+            pq.write_table(other, directory / file)
+        files = {file: _sha256(directory / file) for file in (INDEX, LABELS, *(tables or {}))}
         _write_json(directory / SHARD, {**facts, "digest": digest, "clips": len(store), "files": files})
         with self._locked():
             others = [other for other in self.shards() if other.name != name]

@@ -25,6 +25,7 @@ OPTIONS = {
                  "--part", "--family", "--disturb", "--workers", "--ray", "--degrade", "--rig", "--json"],
     "ingest": ["--rig", "--out", "--size", "--clip-length", "--stride", "--workers", "--ray", "--params",
                "--json"],
+    "import-log": ["--out", "--size", "--clip-length", "--json"],
     "audit": ["--gates", "--html", "--verify", "--json"],
     "dataset": ["show", "diff", "verify"],
     "dataset show": ["DATASET", "--json"],

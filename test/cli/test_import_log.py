@@ -1,0 +1,137 @@
+"""`import-log`: what a log says is what a clip says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from argoverse_logs import REAL_LOGS, Actor, real_log, straight, write_log
+
+pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
+
+from e2e_perception.cli.import_log import TRACKS
+from e2e_perception.cli.main import main
+from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.network_config import BOX_FIELDS, SIZES
+from e2e_perception.data.shards import Dataset, open_clips, read_labels
+from e2e_perception.simulation.argoverse import log_rig, read_log
+from e2e_perception.simulation.log_frames import LogFrames, class_of
+
+X, Y, VX = (BOX_FIELDS.index(name) for name in ("x", "y", "vx"))
+ACTORS = (
+    Actor("car", "REGULAR_VEHICLE", straight(20.0, 4.0, 8.0)),
+    Actor("cone", "CONSTRUCTION_CONE", straight(15.0, -3.0), (0.4, 0.4, 0.8)),
+    Actor("dog", "DOG", straight(12.0, 5.0), (0.8, 0.3, 0.6)),
+    Actor("bike", "BICYCLE", straight(10.0, -6.0, 4.0), (1.8, 0.6, 1.2)),
+    Actor("rider", "BICYCLIST", straight(10.2, -6.0, 4.0), (1.0, 0.6, 1.8)),
+)
+
+
+def imported(out: Path, *logs: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    assert main(["import-log", *map(str, logs), "--out", str(out), "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_log_becomes_clips_with_all_that_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    points = np.column_stack([rng.uniform(-10, 40, 3000), rng.uniform(-8, 8, 3000), rng.uniform(0, 1, 3000)])
+    path = write_log(
+        tmp_path / "log", ACTORS, points=points, sweeps=range(40), images=range(0, 40, 2), interior=9
+    )
+    told = imported(tmp_path / "set", path, capsys=capsys)
+    (item,) = told["logs"]
+    assert item["tracks_by_class"] == {"car": 1, "obstacle": 1, "cyclist": 2}
+    assert item["left_out"] == {"DOG": 1}
+    assert item["frames"] == 61 and item["sweeps"] == 40 and item["pictures"] == 20
+    dataset = Dataset(tmp_path / "set")
+    dataset.verify()
+    (store,) = open_clips(tmp_path / "set")
+    clip = store.read(0)
+    assert clip.maps_valid and clip.labels_valid
+    names = [{CLASSES[c] for c in clip.class_ids_TB[t, clip.ids_TB[t] >= 0]} for t in range(len(clip))]
+    assert all(row == {"car", "obstacle", "cyclist"} for row in names)
+    assert all((clip.ids_TB[t] >= 0).sum() == 3 for t in range(len(clip))), "a bicycle is part of its rider"
+    car = np.argwhere((clip.class_ids_TB == 0) & (clip.ids_TB >= 0))
+    for t, slot in car:
+        seconds = (clip.stamps_ns_T[t] - clip.stamps_ns_T[0]) * 1e-9
+        assert clip.boxes_TB10[t, slot, VX] == pytest.approx(8.0, abs=0.3)
+        driven = clip.ego_future_TS3[0, 0, 0] / SIZES["tiny"].step_s * seconds
+        assert clip.boxes_TB10[t, slot, X] == pytest.approx(20.0 + 8.0 * seconds - driven, abs=0.3)
+        assert clip.boxes_TB10[t, slot, Y] == pytest.approx(4.0, abs=0.2)
+    assert clip.weights_TB[clip.ids_TB >= 0].min() == 1.0
+    assert clip.inputs["lidar_raster"].any() and clip.inputs["camera_valid"][::2].any()
+    assert clip.maps_T2YX[:, 0].any() and clip.maps_T2YX[:, 1].any()
+    last = store.read(len(store) - 1)
+    assert not last.visible_TB.any() and last.weights_TB.max() == 0.0, "no sensor, nobody seen"
+    rows = read_labels(dataset.directory(item["shard"]))
+    assert {(row["source"], row["reviewer"], row["confidence"]) for row in rows} == {
+        ("argoverse2", "Argoverse 2", 1.0)
+    }
+    again = imported(tmp_path / "set", path, capsys=capsys)
+    assert again["digest"] == told["digest"] and not again["logs"][0]["new"]
+    other = imported(tmp_path / "other", path, capsys=capsys)
+    assert other["digest"] == told["digest"]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "tracks", "sweeps"), [(REAL_LOGS[0], 114, 2), (REAL_LOGS[1], 146, 1)])
+def test_real_logs_bring_every_annotated_track_and_the_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, tracks: int, sweeps: int
+) -> None:
+    path = real_log(name)
+    told = imported(tmp_path / "set", path, capsys=capsys)["logs"][0]
+    log = read_log(path)
+    by_class = {c: sum(class_of(k) == c for k in log.annotations.categories) for c in CLASSES}
+    assert told["tracks_by_class"] == {c: n for c, n in by_class.items() if n}
+    assert told["tracks"] + sum(n for k, n in told["left_out"].items() if k.isupper()) == tracks
+    assert (told["sweeps"], told["frames"]) == (sweeps, 156)
+    (store,) = open_clips(tmp_path / "set")
+    table = pq.read_table(Dataset(tmp_path / "set").directory(told["shard"]) / TRACKS)
+    assert len(set(table["track"].to_pylist())) == tracks
+    assert len(table) == len(log.annotations.tracks_A)
+    here = {(s, i) for s, i in zip(table["stamp_ns"].to_pylist(), table["identity"].to_pylist(), strict=True)}
+    num_labels = 0
+    for index in range(len(store)):
+        clip = store.read(index)
+        assert clip.maps_valid and clip.maps_T2YX[:, 0].any()
+        for t, stamp_ns in enumerate(clip.stamps_ns_T.tolist()):
+            own = {(stamp_ns, identity) for identity in clip.ids_TB[t][clip.ids_TB[t] >= 0].tolist()}
+            assert own <= here
+            num_labels += len(own)
+    assert num_labels > 1000
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", REAL_LOGS)
+def test_labels_go_back_to_what_the_data_set_says(name: str) -> None:
+    """Through city, odom and base frame to a millimetre, which is what single precision leaves at 100 m."""
+    log = read_log(real_log(name))
+    rig = log_rig(log) if log.ego_from_sensor else None
+    if rig is None:
+        from e2e_perception.cli.import_log import _rig
+
+        rig = _rig(log)
+    frames = LogFrames(log, rig, SIZES["tiny"])
+    a = log.annotations
+    for stamp in frames.stamps_ns[::30].tolist():
+        boxes = frames.boxes_at(stamp, seen=True)
+        own = {int(a.tracks_A[row]): row for row in np.flatnonzero(a.stamps_ns_A == stamp)}
+        base_from_odom = frames.ego_at(stamp).odom_from_base.planar_part().inverse()
+        for n, track in enumerate(boxes.ids_N.tolist()):
+            row = own[track]
+            np.testing.assert_allclose(boxes.sizes_N3[n], a.sizes_A3[row], rtol=1e-6)
+            odom = base_from_odom.inverse().apply(boxes.centers_N3[n, :2].astype(np.float64))
+            np.testing.assert_allclose(odom, frames._odom_A4[row, :2], atol=1e-4)
+
+
+def test_what_is_no_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = imported(tmp_path / "set", tmp_path / "absent", capsys=capsys, code=2)
+    assert "no log at" in told["error"]
+    path = write_log(tmp_path / "log")
+    assert main(["import-log", str(path), "--out", str(tmp_path / "set"), "--size", "huge"]) == 2
+    assert "unknown network size" in capsys.readouterr().err
