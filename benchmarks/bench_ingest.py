@@ -1,8 +1,8 @@
 """Ingesting a bag: megabytes a second and memory, against reading and decoding alone, and with more workers.
 
 The bag is a recorded one, or a simulated drive. Rows: reading the stored messages with `rosbags`; decoding
-them too; decoding with `mcap-ros2-support`, where that is installed; `ingest` in one process, and of several copies
-of the bag in one and in two. Ratios are to the first row. Memory is the peak of a process of its own.
+them too; decoding with `mcap-ros2-support`, where that is installed; `ingest` in one process, and of several
+copies of the bag in one and in two. Ratios are to the first row. Memory is the peak of a process of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_ingest.py [--bag DIR] [--copies 4] [--json]
 """

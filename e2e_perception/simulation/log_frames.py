@@ -180,7 +180,7 @@ class LogFrames:
     # ------------------------------------------------------------------ labels
 
     def table(self) -> pa.Table:
-        """Every annotated box, also beyond the grid or of no class here: a row each, odom frame.
+        """Every annotated box, also beyond the grid or of no class here; odom frame.
 
         Columns: `stamp_ns`, `identity` (as in clips), `track`, `category` (as in the data set), `class` (null:
         none), `x`, `y`, `z`, `length`, `width`, `height` [m], `yaw` [rad], `lidar_points`.
