@@ -182,8 +182,8 @@ class LogFrames:
     def table(self) -> pa.Table:
         """Every annotated box, also beyond the grid or of no class here; odom frame.
 
-        Columns: `stamp_ns`, `identity` (as in clips), `track`, `category` (as in the data set), `class` (null:
-        none), `x`, `y`, `z`, `length`, `width`, `height` [m], `yaw` [rad], `lidar_points`.
+        Columns: `stamp_ns`, `identity` (as in clips), `track`, `category` (as in the data set), `class` (or
+        null), `x`, `y`, `z`, `length`, `width`, `height` [m], `yaw` [rad], `lidar_points`.
         """
         a = self.log.annotations
         names = [CLASSES[c] if c >= 0 else None for c in self._classes_N.tolist()]
