@@ -26,6 +26,7 @@ OPTIONS = {
     "ingest": ["--rig", "--out", "--size", "--clip-length", "--stride", "--workers", "--ray", "--params",
                "--json"],
     "import-log": ["--out", "--size", "--clip-length", "--json"],
+    "mine": ["--bundle", "--count", "--out", "--weight", "--diversity", "--max-clips", "--json"],
     "audit": ["--gates", "--html", "--verify", "--json"],
     "dataset": ["show", "diff", "verify"],
     "dataset show": ["DATASET", "--json"],
