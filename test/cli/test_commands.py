@@ -36,6 +36,8 @@ OPTIONS = {
               "--limit", "--views", "--rig", "--backend", "--params", "--out", "--json"],
     "train": ["--data", "--out", "--config", "--set", "--stop-after", "--device", "--tracking", "--drivers",
               "--json"],
+    "retrain": ["--out", "--bundle", "--data", "--rig", "--config", "--set", "--gates", "--max-clips",
+                "--json"],
     "export": ["--out", "--name", "--rig", "--data", "--evaluation", "--best", "--parent", "--json"],
     "evaluate": ["--data", "--suite", "--out", "--split", "--limit", "--workers", "--degrade", "--json"],
     "compare": ["--against", "--mission", "--out", "--json"],

@@ -1,0 +1,92 @@
+"""`retrain`: bags in, a bundle and a comparison out; in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic import SMALL, synthetic_clip
+
+pytest.importorskip("torch", reason="torch is not installed: `pip install .[training]`")
+
+from dataclasses import replace
+
+from e2e_perception.cli.main import main
+from e2e_perception.core.network_config import SIZES
+from e2e_perception.data.clip_store import ClipWriter, split_of
+from e2e_perception.data.shards import Dataset
+from e2e_perception.deploy.bundle import load_bundle
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Simulated ones, on both sides of the split."""
+    path = tmp_path / "clips"
+    writer = ClipWriter(path)
+    names = {"train": [], "validation": []}
+    for k in range(60):
+        names[split_of(f"made/{k}")].append(f"made/{k}")
+    for n, scenario in enumerate([*names["train"][:3], *names["validation"][:3]]):
+        writer.write(f"clip-{n}", replace(synthetic_clip(SMALL, seed=n, num_frames=5), scenario=scenario))
+    writer.finish()
+    return path
+
+
+@pytest.fixture
+def words(
+    bag: Path, bundle: Path, clips: Path, rig_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    monkeypatch.setitem(SIZES, SMALL.size, SMALL)
+    config = tmp_path / "short.yaml"
+    stages = [{"name": "all", "steps": 3, "clip_length": 4}]
+    config.write_text(
+        yaml.safe_dump({"size": SMALL.size, "batch_clips": 2, "promotion": {"clips": 2}, "stages": stages})
+    )
+    return ["retrain", str(bag), "--bundle", str(bundle), "--rig", str(rig_file), "--data", str(clips),
+            "--config", str(config), "--clip-length", "5"]  # fmt: skip
+
+
+def test_from_a_bag_to_a_bundle_and_what_it_is_worth(
+    words: list[str], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "retrained"
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert json.loads((out / "retrain.json").read_text()) == told
+    before, after = load_bundle(bundle), load_bundle(out / "bundle")
+    assert told["before"] == str(before) and told["after"] == str(after)
+    assert before.digest != after.digest and told["parity"] <= 1e-4
+    provenance = after.manifest["provenance"]
+    assert provenance["parent"] == before.digest and provenance["steps"] == 3
+    (shard,) = Dataset(out / "dataset").stores()
+    assert shard.digest in provenance["dataset_digests"]
+    assert told["clips"] >= told["labelled_clips"] >= 3
+    row = told["figures"]["plan_from_driven_3s_m"]
+    assert row["after"] - row["before"] == pytest.approx(row["difference"], abs=1e-6)
+    assert "average_precision" in told["figures"]
+    # Called again, nothing is done twice.
+    stamp = (out / "run" / "checkpoint.safetensors").stat().st_mtime_ns
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    assert (out / "run" / "checkpoint.safetensors").stat().st_mtime_ns == stamp
+    assert json.loads(capsys.readouterr().out)["figures"] == told["figures"]
+
+
+def test_a_broken_gate_stops_it_before_anything_is_trained(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("max_findings: {synthetic_stamps: 0}\n")
+    out = tmp_path / "retrained"
+    assert main([*words, "--out", str(out), "--gates", str(gates)]) == 1
+    assert "nothing was trained" in capsys.readouterr().err
+    assert not (out / "run").exists() and not (out / "bundle").exists()
+
+
+def test_another_size_than_the_bundles_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "x")
+    assert main([*words, "--out", out, "--set", "size=nano"]) == 2
+    assert "trains size nano" in " ".join(capsys.readouterr().err.split())
