@@ -379,6 +379,36 @@ def test_an_audit_says_what_is_odd_and_its_exit_code_what_is_broken(
     assert main(["audit", str(tmp_path / "nothing")]) == 2
 
 
+def test_labels_of_a_simulated_drive_pass_the_audit_after_ingest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames, velocities, headings, sizes and identities come through bag and front end as they were."""
+    pytest.importorskip("highway_env", reason="highway-env is not installed: `pip install .[training]`")
+    drive = tmp_path / "drive"
+    simulate = ["simulate", "--kind", "blocked_lane", "--seed", "22", "--duration", "4", "--out", str(drive)]
+    assert main(simulate) == 0
+    assert main(["ingest", str(drive), "--out", str(tmp_path / "set")]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "set"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {item["check"] for item in told["findings"]} <= {
+        "synthetic_stamps", "synthetic_arrivals", "covariance"
+    }  # fmt: skip
+    assert told["balance"]["class"]["obstacle"] > 20
+    clips = [store.read(i) for store in open_clips(tmp_path / "set") for i in range(len(store))]
+    hits = []
+    for clip in clips:
+        for t, slot in np.argwhere(clip.visible_TB):
+            x, y = clip.boxes_TB10[t, slot, [BOX_FIELDS.index("x"), BOX_FIELDS.index("y")]]
+            if not 3.0 < x < 25.0 or abs(y) > 15.0:
+                continue
+            grid = SIZES["tiny"].grid
+            row, column = int((y - grid.y_min) / grid.resolution), int((x - grid.x_min) / grid.resolution)
+            above = clip.inputs["lidar_raster"][t, 1:4].max(0)
+            hits.append(above[row - 3 : row + 4, column - 3 : column + 4].any())
+    assert len(hits) > 20 and np.mean(hits) > 0.9, "returns lie where labels are"
+
+
 def test_the_audit_of_the_real_highway_says_what_its_notes_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
