@@ -174,7 +174,8 @@ class BoxHead(nn.Module):
         z = 0.8 + raw[..., 0:1]
         log_size = self.log_size_3 + raw[..., 1:4].clamp(-3.0, 3.0)
         heading = raw[..., 4:6]
-        heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+        # Where nothing is known of it, a heading is short rather than a direction made of rounding.
+        heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-2).sqrt()
 
         # What this frame alone says. A wrong velocity is no reason to turn the box: no gradient that way.
         box = (points_BQ2.detach(), heading.flip(-1).detach(), log_size.detach())
