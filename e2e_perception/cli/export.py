@@ -72,7 +72,7 @@ def export(
         "dataset_digests": checkpoint.facts["dataset_digests"],
         "steps": checkpoint.step,
         "seed": checkpoint.facts["training"]["seed"],
-        "init": checkpoint.facts["training"]["init"],
+        "init": _last_names(checkpoint.facts["training"]["init"]),
         "interfaces": checkpoint.facts["training"]["interfaces"],
         "balancing": checkpoint.facts["training"]["balancing"]["method"],
         "git_commit": git_commit() or "unknown",
@@ -109,6 +109,11 @@ def export(
         ("largest difference from torch", f"{parity[worst]:.1e} ({worst})"),
     ]
     print_table("Exported", ("what", "value"), rows, wide=True)
+
+
+def _last_names(path: str) -> str:
+    """Of a path, without where this machine keeps it."""
+    return "/".join(part for part in Path(path).parts[-2:] if part != "/")
 
 
 def _measure(model: JointNetwork, data: Path, max_clips: int | None) -> dict[str, float]:
