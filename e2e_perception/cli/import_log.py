@@ -125,7 +125,7 @@ def _write(frames: Any, dataset: Any, name: str, made_by: dict[str, Any], clip_l
     from e2e_perception.data.clip_store import ClipWriter
     from e2e_perception.runtime.preprocess import Preprocessor
 
-    network, rig = frames._network, frames.rig
+    network, rig = frames.network, frames.rig
     tool = f"e2e_perception {__version__}"
     builder = ClipBuilder(
         network, clip_length=clip_length, stride=clip_length, source=f"log:{made_by['bag_digest']}",

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import BinaryIO, cast
 
 import lz4.frame
 import zstandard
@@ -139,7 +140,8 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
     channels: dict[int, Channel] = {}
     size, first_ns, last_ns = file.stat().st_size, None, 0
     with file.open("rb") as stream:
-        records = StreamReader(stream, emit_chunks=True, record_size_limit=LARGEST_RECORD).records
+        bounded = cast(BinaryIO, _NoMoreThanThereIs(stream, size))
+        records = StreamReader(bounded, emit_chunks=True, record_size_limit=LARGEST_RECORD).records
         while True:
             try:
                 record = next(records, None)
@@ -175,6 +177,18 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
                     first_ns = message.log_time if first_ns is None else min(first_ns, message.log_time)
                     last_ns = max(last_ns, message.log_time)
                     yield channel.topic, schema.name, message.log_time, raw
+
+
+class _NoMoreThanThereIs:
+    """A file that states lengths itself: no memory is set aside for what is not there."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
 
 
 def _contents(record: McapRecord) -> list[McapRecord]:

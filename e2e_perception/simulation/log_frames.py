@@ -63,6 +63,7 @@ class LogFrames:
     Attributes:
         log: The log.
         rig: Its sensors.
+        network: For the maps.
         stamps_ns: Of the annotated sweeps, in the log's time [ns].
         left_out: Tracks that are not labels here, by category.
         kept: Tracks that are, by class.
@@ -76,7 +77,7 @@ class LogFrames:
             rig: The recording car (`log_rig`), or at least its lidar.
             network: For the maps.
         """
-        self.log, self.rig, self._network = log, rig, network
+        self.log, self.rig, self.network = log, rig, network
         self.stamps_ns = np.unique(log.annotations.stamps_ns_A)
         first = log.poses.city_from_ego(int(self.stamps_ns[0])) @ BASE_FROM_EGO.inverse()
         # The odometry frame stands level where the log begins.
@@ -153,7 +154,7 @@ class LogFrames:
             absent = {s.name: "silent" for s in self.rig.sensors if s.name not in messages}
             frame = AssembledFrame(stamp_ns, self.rig.sensors[0].name, messages, absent, stamp_ns, number)
             pose = self.ego_at(stamp_ns).odom_from_base.planar_part()
-            maps = road_maps(self._road, pose.inverse(), self._network.bev_grid)
+            maps = road_maps(self._road, pose.inverse(), self.network.bev_grid)
             yield LogFrame(frame, self.boxes_at(stamp_ns, seen=bool(messages)), maps)
 
     # ------------------------------------------------------------------ sensors

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from e2e_perception.core.errors import InputError
@@ -162,7 +161,9 @@ def shares(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) share of the others that have less, ties in the middle; 0.5 where all are alike."""
     if len(values_N) == 1:
         return np.full(1, 0.5)
-    return np.asarray((rankdata(values_N) - 1.0) / (len(values_N) - 1.0))
+    less = (values_N[:, None] > values_N).sum(axis=1)
+    alike = (values_N[:, None] == values_N).sum(axis=1) - 1
+    return np.asarray((less + 0.5 * alike) / (len(values_N) - 1.0))
 
 
 def picked(

@@ -8,8 +8,7 @@ Legend: B batch, T frames, Q detections, M remembered tracks, D token width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -179,24 +178,29 @@ def rollout(
 def _encode_twice(model: JointNetwork, sensors: dict[str, Tensor]) -> Tensor:
     """`model.encode`, once now and once more in the backward pass, its activations not kept between them."""
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _counted_already(model)
+    def contexts() -> tuple[nullcontext[None], _CountedAlready]:
+        return nullcontext(), _CountedAlready(model)
 
     return checkpoint(model.encode, sensors, use_reentrant=False, context_fn=contexts)
 
 
-@contextmanager
-def _counted_already(model: JointNetwork) -> Iterator[None]:
-    """Batch norms meet a batch they have seen: their running statistics stay as they are."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None
-    try:
-        yield
-    finally:
-        for norm, (momentum, number) in zip(norms, before, strict=True):
+class _CountedAlready:
+    """Batch norms meet a batch they have seen: their running statistics stay as they are.
+
+    A context that can be entered again: an objective each may go back through the encoder.
+    """
+
+    def __init__(self, model: JointNetwork) -> None:
+        self.norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.before: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, number) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, number
 
 

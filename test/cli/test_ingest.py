@@ -294,6 +294,17 @@ def test_several_bags_in_processes_give_what_one_after_the_other_gives(
     assert alone["digest"] == beside["digest"]
 
 
+def test_on_ray_the_digest_is_the_same_and_errors_are_one_sentence(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: `pip install .[scale]`")
+    alone = ingest(tmp_path / "a", bag, unlabelled)
+    on_ray = ingest(tmp_path / "b", bag, unlabelled, options=("--ray", "local", "--workers", "2"))
+    assert on_ray["digest"] == alone["digest"]
+    told = ingest(tmp_path / "c", tmp_path / "absent", code=2, options=("--ray", "local"))
+    assert "no bag at" in told["error"]
+
+
 def test_a_rig_that_lacks_the_bags_sensors_is_refused(
     bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

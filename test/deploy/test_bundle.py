@@ -177,7 +177,7 @@ def test_a_graph_of_another_shape_is_refused_by_the_engine(copy: Path) -> None:
     from e2e_perception.deploy.contract import tensor_contract
     from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-    with pytest.raises(BundleError, match=r"output 'query_scores' has shape \(1, 12, 4\), the contract says"):
+    with pytest.raises(BundleError, match=r"output 'query_scores' has shape \(1, 12, 5\), the contract says"):
         OnnxRuntimeEngine(bundle.model_path, tensor_contract(other))
 
 

@@ -18,7 +18,7 @@ from e2e_perception.runtime.box_iou import intersection_areas, iou_3d, iou_bev
 from e2e_perception.runtime.kalman_tracker import KalmanTracker, KalmanTrackerConfig, KalmanTracks
 
 DT = 0.1
-CAR, TRUCK, WALKER, CYCLIST = range(len(CLASSES))
+CAR, TRUCK, WALKER, CYCLIST, OBSTACLE = range(len(CLASSES))
 SIZES = np.array([[4.4, 1.8, 1.6], [9.0, 2.5, 3.2], [0.6, 0.6, 1.7], [1.8, 0.6, 1.7]])
 
 
@@ -174,7 +174,7 @@ def test_weak_detections_continue_tracks_and_do_not_start_them() -> None:
 
 
 def test_classes_continue_each_other_only_within_a_group() -> None:
-    alone, grouped = KalmanTracker(), KalmanTracker(groups=(0, 0, 1, 1))
+    alone, grouped = KalmanTracker(), KalmanTracker(groups=(0, 0, 1, 1, 2))
     for tracker, expected in ((alone, 2), (grouped, 1)):
         tracker.update(seen([(0.0, 0.0, 0.0)], classes=CAR), DT)
         assert len(tracker.update(seen([(0.0, 0.0, 0.0)], classes=TRUCK), DT)) == expected
@@ -332,7 +332,7 @@ def test_what_is_not_finite_is_refused_and_changes_nothing() -> None:
 def test_a_class_or_a_group_that_there_is_not_is_refused() -> None:
     boxes = seen([(0.0, 0.0, 0.0)])
     boxes.class_ids_N[0] = len(CLASSES)
-    with pytest.raises(InputError, match=r"class ids are \[4\], expected rows of"):
+    with pytest.raises(InputError, match=r"class ids are \[5\], expected rows of"):
         KalmanTracker().update(boxes, DT)
     with pytest.raises(InputError, match="got 2 groups, expected one per class"):
         KalmanTracker(groups=(0, 1))

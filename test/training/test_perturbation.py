@@ -133,7 +133,7 @@ def test_it_is_the_same_again_and_does_not_touch_the_network() -> None:
 
 
 def test_the_weights_say_what_harm_is(trained: JointNetwork) -> None:
-    clean = batch()
+    clean = batch(8)  # on average over several, for one step goes where a loss rises at its beginning only
     only_maps = {**dict.fromkeys(WEIGHTS, 0.0), "maps": 1.0}
     found = adversarial(trained, clean, budget=BUDGET, weights=only_maps)
     by_all = adversarial(trained, clean, budget=BUDGET)
