@@ -219,15 +219,17 @@ def compare_on_clips(
 
 def _from_driven(model: JointNetwork, clip: tuple[ClipStore, int]) -> float:
     """Of one clip, see `mining.regret`; NaN where it is not known."""
+    import numpy as np
     import torch
 
     from e2e_perception.data.dataset import ClipDataset
-    from e2e_perception.training.mining import regret
+    from e2e_perception.training.mining import HORIZON_S, regret
     from e2e_perception.training.rollout import rollout
 
     model.eval()
     batch = {name: value[None] for name, value in ClipDataset([clip], model.config)[0].items()}
-    if not batch["ego_future_valid"].any():
+    step = int(np.argmin(np.abs(model.config.times_T - HORIZON_S)))
+    if not batch["ego_future_valid"][0, :, step].any():
         return float("nan")
     with torch.no_grad():
         result = rollout(model, batch, boost=0.0, with_losses=False, as_on_robot=True)
