@@ -273,7 +273,7 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     """What is known of a network besides its figures: size, data, time per frame on one thread."""
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines import create_engine
-    from e2e_perception.deploy.export import random_inputs
+    from e2e_perception.deploy.export import graph_digest, random_inputs
 
     opened = load_bundle(bundle)
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
@@ -290,6 +290,7 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
         "seed": seed,
         # The least of many: what else this machine does cannot make it faster.
         "latency_ms": round(min(taken), 2),
+        "graph_digest": graph_digest(bundle / "model.onnx"),
         "parameters": manifest["num_parameters"],
         "bundle_digest": opened.digest,
         "dataset_digests": manifest["provenance"]["dataset_digests"],

@@ -1,7 +1,7 @@
 """Everything that was measured of one network: reading an evaluation directory.
 
     DIR/
-      facts.json           label, group, seed, latency_ms, parameters, bundle_digest, dataset_digests, commit
+      facts.json           label, group, seed, what it was made from and costs: see `Facts`
       perception.json      figures pooled over all scenarios, and curves
       perception.parquet   one row per scenario: `scenario`, and a column per figure
       drive-SUITE/         as `e2e-perception drive --out` writes it
@@ -50,6 +50,7 @@ class Facts(BaseModel):
     group: str = Field("", description="What it is a training of, such as `joint`.")
     seed: int | None = Field(None, description="Of the training.")
     latency_ms: float | None = Field(None, gt=0.0, description="Of the network, per frame.")
+    graph_digest: str | None = Field(None, description="Of the graph without weights, which says its cost.")
     parameters: int | None = Field(None, ge=0, description="How many it has.")
     bundle_digest: str | None = Field(None, description="Of the bundle.")
     dataset_digests: tuple[str, ...] = Field((), description="What it was trained on.")

@@ -82,8 +82,8 @@ def stand(
         except InputError as error:
             raise InputError(f"{item.label}: {error}") from error
     known = [
-        {**figures, **composite.objectives, **_facts(item)}
-        for item, figures, composite in zip(evaluations, all_figures, composites, strict=True)
+        {**figures, **composite.objectives, **facts}
+        for figures, composite, facts in zip(all_figures, composites, _facts(evaluations), strict=True)
     ]
     chosen, left_out = [], []
     for text in AXES if axes is None else axes:
@@ -118,9 +118,20 @@ def stand(
     return Standings(mission.name, tuple(chosen), tuple(left_out), tuple(standings))
 
 
-def _facts(item: Evaluation) -> dict[str, float]:
-    values = {name: getattr(item.facts, name) for name in FACTS}
-    return {name: float(value) for name, value in values.items() if value is not None}
+def _facts(evaluations: Sequence[Evaluation]) -> list[dict[str, float]]:
+    """`FACTS` of each; networks of one graph share the least latency that was measured of any."""
+    found = []
+    for item in evaluations:
+        values = {name: getattr(item.facts, name) for name in FACTS}
+        graph = item.facts.graph_digest
+        if graph is not None and values["latency_ms"] is not None:
+            values["latency_ms"] = min(
+                other.facts.latency_ms
+                for other in evaluations
+                if other.facts.graph_digest == graph and other.facts.latency_ms is not None
+            )
+        found.append({name: float(value) for name, value in values.items() if value is not None})
+    return found
 
 
 def _axis(text: str, mission: Mission) -> Axis:

@@ -22,6 +22,8 @@ from e2e_perception.deploy.engines import backend_report, create_engine
 from e2e_perception.deploy.export import (
     PARITY_TOLERANCE,
     export_bundle,
+    export_onnx,
+    graph_digest,
     random_inputs,
     rollout_difference,
 )
@@ -73,6 +75,19 @@ def test_every_backend_agrees_with_torch_over_a_rollout_with_state_fed_back(
     )
     assert set(worst) == set(bundle.contract.output_names) - {"bev_memory_next"}
     assert max(worst.values()) <= PARITY_TOLERANCE, worst
+
+
+def test_a_graphs_digest_depends_on_what_is_computed_and_not_on_weights(
+    bundle_dir: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    export_onnx(JointNetwork(SMALL), tmp_path / "other_weights.onnx")
+    narrower = SMALL.model_copy(update={"num_queries": SMALL.num_queries - 1})
+    export_onnx(JointNetwork(narrower), tmp_path / "other_graph.onnx")
+    digest = graph_digest(bundle_dir / "model.onnx")
+    assert (tmp_path / "other_weights.onnx").read_bytes() != (bundle_dir / "model.onnx").read_bytes()
+    assert graph_digest(tmp_path / "other_weights.onnx") == digest
+    assert graph_digest(tmp_path / "other_graph.onnx") != digest
 
 
 def test_state_is_fed_back_and_reset_forgets_it(bundle_dir: Path) -> None:

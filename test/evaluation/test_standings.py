@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from evaluation_dirs import write_evaluation
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.evaluation.evaluations import read_evaluation
+from e2e_perception.evaluation.evaluations import FACTS, read_evaluation
 from e2e_perception.evaluation.missions import load_mission
 from e2e_perception.evaluation.standings import stand
 
@@ -80,3 +82,14 @@ def test_a_figure_that_one_lacks_names_network_and_figure(three, tmp_path):
     three.append(read_evaluation(write_evaluation(tmp_path / "parked", drives=())))
     with pytest.raises(InputError, match=r"parked: mission balanced: missing drive-test/success"):
         stand(three, MISSION)
+
+
+def test_trainings_of_one_graph_share_the_least_latency_and_others_do_not(tmp_path):
+    found = []
+    for name, latency_ms, graph in (("a", 9.0, "ab"), ("b", 8.0, "ab"), ("c", 7.0, "cd"), ("d", 6.5, None)):
+        path = write_evaluation(tmp_path / name, quality=0.6, latency_ms=latency_ms)
+        facts = json.loads((path / FACTS).read_text())
+        (path / FACTS).write_text(json.dumps({**facts, "graph_digest": graph}))
+        found.append(read_evaluation(path))
+    standings = stand(found, MISSION).standings
+    assert [place.values["latency_ms"] for place in standings] == [8.0, 8.0, 7.0, 6.5]
