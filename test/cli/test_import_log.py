@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from argoverse_logs import REAL_LOGS, Actor, real_log, straight, write_log
+from scipy.spatial.transform import Rotation
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
 from e2e_perception.cli.import_log import TRACKS
 from e2e_perception.cli.main import main
 from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
 from e2e_perception.data.shards import Dataset, open_clips, read_labels
-from e2e_perception.simulation.argoverse import log_rig, read_log
+from e2e_perception.simulation.argoverse import Annotations, Poses, log_rig, read_log
 from e2e_perception.simulation.log_frames import LogFrames, class_of
 
 X, Y, VX = (BOX_FIELDS.index(name) for name in ("x", "y", "vx"))
@@ -127,6 +130,40 @@ def test_labels_go_back_to_what_the_data_set_says(name: str) -> None:
             np.testing.assert_allclose(boxes.sizes_N3[n], a.sizes_A3[row], rtol=1e-6)
             odom = base_from_odom.inverse().apply(boxes.centers_N3[n, :2].astype(np.float64))
             np.testing.assert_allclose(odom, frames._odom_A4[row, :2], atol=1e-4)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.05])
+def test_a_thousand_boxes_go_through_a_thousand_poses_and_back(tmp_path: Path, tilt: float) -> None:
+    log = read_log(write_log(tmp_path / "log"))
+    rng = np.random.default_rng(0)
+    num = 1000
+    # A box per instant, so that each has a pose of its own, up to kilometres from the city's origin.
+    stamps = log.poses.stamps_ns_T[0] + 100_000_000 * np.arange(num)
+    box_yaws, car_yaws = rng.uniform(-np.pi, np.pi, (2, num))
+    turned = Rotation.from_euler("ZYX", np.column_stack([car_yaws, rng.uniform(-tilt, tilt, (num, 2))]))
+    annotations = Annotations(
+        stamps_ns_A=stamps,
+        tracks_A=np.zeros(num, np.int64),
+        centers_A3=rng.uniform(-100.0, 100.0, (num, 3)),
+        quaternions_A4=Rotation.from_euler("z", box_yaws[:, None]).as_quat(),
+        sizes_A3=rng.uniform(0.3, 20.0, (num, 3)),
+        num_points_A=np.ones(num, np.int64),
+        track_ids=("one",),
+        categories=("REGULAR_VEHICLE",),
+    )
+    poses = Poses(stamps, turned.as_quat(), rng.uniform(-5000.0, 5000.0, (num, 3)))
+    frames = LogFrames(replace(log, annotations=annotations, poses=poses), log_rig(log), SIZES["tiny"])
+    rows = frames.table().to_pydict()
+    assert rows["stamp_ns"] == stamps.tolist()
+    odom = np.column_stack([rows["x"], rows["y"], rows["z"]])
+    city = frames.odom_from_city.inverse().apply(odom)
+    centers = turned.inv().apply(city - poses.positions_T3)
+    assert np.abs(centers - annotations.centers_A3).max() < 1e-6
+    sizes = np.column_stack([rows["length"], rows["width"], rows["height"]])
+    assert np.abs(sizes - annotations.sizes_A3).max() < 1e-6
+    if tilt == 0.0:  # on a slope a box has another heading in the plane
+        back = np.array(rows["yaw"]) - frames.odom_from_city.yaw - car_yaws
+        assert np.abs(wrap_angle(back - box_yaws)).max() < 1e-6
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
