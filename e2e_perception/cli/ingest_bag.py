@@ -9,7 +9,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,8 @@ def ingest_bag(
     if recipe.size not in SIZES:
         raise InputError(f"unknown network size {recipe.size!r}; expected one of {', '.join(SIZES)}")
     network, config = SIZES[recipe.size], StackConfig.model_validate_json(recipe.config)
+    # What the robot keeps of a drive is no part of what a clip is.
+    recipe = replace(recipe, config=config.model_dump_json(exclude={"triggers"}))
     dataset = Dataset(out)
     rig_name = recipe.rig
     if not rig_name:

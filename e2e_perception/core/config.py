@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.trigger_rules import trigger_rules
 
 ParameterValue = bool | int | float | str | list[str]
 
@@ -184,6 +185,50 @@ class SupervisorConfig(Section):
     )  # fmt: skip
 
 
+class TriggersConfig(Section):
+    """Which moments the robot keeps as short recordings, see docs/data.md; without rules none."""
+
+    rules: list[str] = tunable(
+        [],
+        "Each a YAML mapping such as `{name: cyclist, when: tracks.cyclist >= 1 and speed > 3, "
+        "cooldown_s: 60, per_hour: 6, per_day: 50, priority: 2}`; empty: nothing is kept.",
+        read_only=True,
+    )
+    directory: str = tunable("", "Where snippets are kept; needed where there are rules.", read_only=True)
+    before_s: float = tunable(5.0, "Kept from before an event.", unit="s", ge=0, le=120, read_only=True)
+    after_s: float = tunable(5.0, "Kept from after an event.", unit="s", ge=0, le=120, read_only=True)
+    longest_s: float = tunable(
+        60.0, "Longest snippet; events that overlap share one.", unit="s", ge=10, le=600, read_only=True
+    )
+    hysteresis: float = tunable(
+        0.1, "A condition is over once a number is past its limit by this share of it.", ge=0, le=1,
+        read_only=True,
+    )  # fmt: skip
+    memory_mb: int = tunable(
+        256, "Messages that are remembered, and at most as many again that wait for the disk.",
+        unit="MB", ge=1, le=65536, read_only=True,
+    )  # fmt: skip
+    quota_mb: int = tunable(
+        20000, "Of all snippets in the directory; the oldest of the least priority make room.",
+        unit="MB", ge=1, le=100_000_000, read_only=True,
+    )  # fmt: skip
+
+    @field_validator("rules")
+    @classmethod
+    def _are_rules(cls, value: list[str]) -> list[str]:
+        trigger_rules(value)
+        return value
+
+    @model_validator(mode="after")
+    def _is_long_enough(self) -> TriggersConfig:
+        if self.before_s + self.after_s > self.longest_s:
+            raise ValueError(
+                f"before_s {self.before_s:g} and after_s {self.after_s:g} are together more than longest_s "
+                f"{self.longest_s:g}; make that longer"
+            )
+        return self
+
+
 class NodeConfig(Section):
     """What concerns the ROS node alone."""
 
@@ -217,6 +262,7 @@ class StackConfig(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     planning: PlanningConfig = Field(default_factory=PlanningConfig)
     supervisor: SupervisorConfig = Field(default_factory=SupervisorConfig)
+    triggers: TriggersConfig = Field(default_factory=TriggersConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
 
 

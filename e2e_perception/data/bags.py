@@ -457,9 +457,12 @@ class BagWriter:
         make: Builds messages by type name, see `core.messages`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, store: Typestore | None = None) -> None:
         """Create the bag's directory.
 
+        Args:
+            path: Directory to create.
+            store: A `project_typestore`, for those who write many bags; None: one of its own.
         Raises:
             InputError: If something is there already.
         """
@@ -468,7 +471,7 @@ class BagWriter:
             raise InputError(
                 f"{self.path} exists; a bag is never overwritten, choose another path or remove it"
             )
-        self._store = project_typestore()
+        self._store = project_typestore() if store is None else store
         self.make = RosbagsFactory(self._store)
         self._writer = Writer(self.path, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()

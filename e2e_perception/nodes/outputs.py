@@ -42,7 +42,11 @@ DIAGNOSTICS_PERIOD_S = 0.5
 
 
 class Outputs:
-    """The publishers of one node."""
+    """The publishers of one node.
+
+    Attributes:
+        on_health: Called with each health message that is published, if set.
+    """
 
     def __init__(self, node: Any, now_ns: Callable[[], int]) -> None:
         """Create them; those of frames are silent until the node is active.
@@ -51,6 +55,7 @@ class Outputs:
             node: A lifecycle node.
             now_ns: Its clock.
         """
+        self.on_health: Callable[[Any], None] | None = None
         self._make = RclpyFactory()
         self._now_ns = now_ns
         self._name = node.get_fully_qualified_name()
@@ -100,7 +105,10 @@ class Outputs:
 
     def publish_health(self, health: Health, stamp_ns: int, base_frame: str, rig: str) -> None:
         """Publish health, and diagnostics at most every `DIAGNOSTICS_PERIOD_S`."""
-        self._health.publish(health_message(self._make, health, stamp_ns, base_frame))
+        message = health_message(self._make, health, stamp_ns, base_frame)
+        self._health.publish(message)
+        if self.on_health is not None:
+            self.on_health(message)
         now_s = time.monotonic()
         if now_s - self._last_diagnostics_s >= DIAGNOSTICS_PERIOD_S:
             self._last_diagnostics_s = now_s

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
@@ -30,7 +30,7 @@ from rclpy.parameter import Parameter
 from e2e_perception.core.config import StackConfig, parameter_specs
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 from e2e_perception.core.results import FrameResult, Health, SafetyState
-from e2e_perception.nodes.outputs import Outputs
+from e2e_perception.nodes.outputs import HEALTH_TOPIC, Outputs
 from e2e_perception.nodes.parameters import StackParameters, declare, given_values, node_help
 from e2e_perception.nodes.process import run
 from e2e_perception.nodes.report import NodeReport
@@ -38,6 +38,9 @@ from e2e_perception.nodes.sensor_inputs import SensorInputs, rig_inputs
 from e2e_perception.nodes.stack import Stack
 from e2e_perception.nodes.synchronizer import Synchronizer, require_message_filters
 from e2e_perception.nodes.worker import HEARTBEAT_S, PipelineWorker
+
+if TYPE_CHECKING:
+    from e2e_perception.nodes.event_recorder import EventRecorder
 
 AUTOSTART = ParameterDescriptor(
     description="Configure and activate at the start; false where a lifecycle manager does it.",
@@ -69,6 +72,7 @@ class PerceptionNode(LifecycleNode):
         self._stack: Stack | None = None
         self._inputs: SensorInputs | None = None
         self._worker: PipelineWorker | None = None
+        self._events: EventRecorder | None = None
         # Steady: these have to go on when simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(HEARTBEAT_S, self._beat, clock=steady)
@@ -122,6 +126,7 @@ class PerceptionNode(LifecycleNode):
     def _activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self._stack is not None
         result = super().on_activate(state)
+        self._events = self._event_recorder()
         self._worker = PipelineWorker(
             self._stack.pipeline,
             now_ns=self._now_ns,
@@ -141,7 +146,8 @@ class PerceptionNode(LifecycleNode):
             on_route=self._on_route,
             on_transforms=self._on_transforms,
         )
-        self._inputs = SensorInputs(self, inputs, self.report)
+        tap = None if self._events is None else self._events.take
+        self._inputs = SensorInputs(self, inputs, self.report, tap)
         return result
 
     def _deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -172,6 +178,30 @@ class PerceptionNode(LifecycleNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        if self._events is not None:
+            self._outputs.on_health = None
+            self._events.close()
+            self._events = None
+
+    def _event_recorder(self) -> EventRecorder | None:
+        """None where no rule says what to keep."""
+        assert self._stack is not None
+        if self._stack.triggers is None:
+            return None
+        # A robot that keeps nothing needs no rosbags.
+        from e2e_perception.nodes.event_recorder import EventRecorder
+
+        events = EventRecorder(
+            self._stack_parameters.config.triggers,
+            self._stack.triggers,
+            self._stack.facts(),
+            health_topic=self.resolve_topic_name(f"~/{HEALTH_TOPIC}"),
+            now_ns=self._now_ns,
+            report=self.report,
+            logger=self.get_logger(),
+        )
+        self._outputs.on_health = events.take_health
+        return events
 
     # --- in: each callback leaves its message with the pipeline's thread ------------------------------------
 
@@ -215,6 +245,8 @@ class PerceptionNode(LifecycleNode):
         assert self._stack is not None
         health, rig = self.report.merged(result.health), self._stack.rig
         self._outputs.publish(result, health, self._stack_parameters.config.node, rig.base_frame, rig.name)
+        if self._events is not None:
+            self._events.observe(result, self._stack.pipeline.ego)
 
     def _publish_health(self, health: Health, now_ns: int) -> None:
         rig = None if self._stack is None else self._stack.rig
@@ -230,6 +262,8 @@ class PerceptionNode(LifecycleNode):
             self.report.solved(NO_CLOCK)
         if self._inputs is not None:
             self._inputs.check()
+        if self._events is not None:
+            self._events.beat()
         if self._worker is None:
             self._publish_health(self._health_at_rest(now_ns), now_ns)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -35,6 +36,8 @@ TF_TYPE = "tf2_msgs/msg/TFMessage"
 TF_TOPIC = "/tf_static"
 
 Callback = Callable[[Any], None]
+# Topic, type, the message as it came, and what it holds for (see `RawMessage.latch`).
+Tap = Callable[[str, str, bytes, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Input:
         types: Accepted message types, the expected one first.
         callback: Called with each message.
         qos: From the publishers' profiles to ours.
+        latch: Of messages that hold until the next: what for; None for a stream.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Input:
     types: tuple[str, ...]
     callback: Callback
     qos: Callable[[list[Any]], QoSProfile]
+    latch: Callable[[Any], str] | None = None
 
 
 def rig_inputs(
@@ -92,13 +97,25 @@ def rig_inputs(
             if camera.camera_info_topic is not None:
                 callback = _named(on_camera_info, camera.name)
                 name = f"CameraInfo of {camera.name}"
-                inputs.append(Input(name, camera.camera_info_topic, (INFO_TYPE,), callback, state_qos))
+                topic = camera.camera_info_topic
+                inputs.append(Input(name, topic, (INFO_TYPE,), callback, state_qos, _all_of_it))
     inputs.append(Input("odometry", rig.odom_topic, (ODOMETRY_TYPE,), on_odometry, state_qos))
-    inputs.append(Input("route", rig.route_topic, (ROUTE_TYPE,), on_route, state_qos))
+    inputs.append(Input("route", rig.route_topic, (ROUTE_TYPE,), on_route, state_qos, _all_of_it))
     if config.use_tf:
         # Latched whoever publishes: whoever offers less is no publisher of static transforms.
-        inputs.append(Input("static TF", TF_TOPIC, (TF_TYPE,), on_transforms, lambda offers: latched_qos()))
+        qos = latched_qos()
+        inputs.append(Input("static TF", TF_TOPIC, (TF_TYPE,), on_transforms, lambda _: qos, _children))
     return inputs
+
+
+def _all_of_it(message: Any) -> str:
+    """A topic's newest message replaces the one before."""
+    return ""
+
+
+def _children(message: Any) -> str:
+    """Transforms replace those of the same children; several nodes may publish some each."""
+    return " ".join(sorted(item.child_frame_id for item in message.transforms))
 
 
 def _named(callback: Callable[[str, Any], None], name: str) -> Callback:
@@ -117,17 +134,19 @@ class _Open:
 class SensorInputs:
     """Keeps the subscriptions in step with what the publishers offer."""
 
-    def __init__(self, node: Any, inputs: list[Input], report: NodeReport) -> None:
+    def __init__(self, node: Any, inputs: list[Input], report: NodeReport, tap: Tap | None = None) -> None:
         """Subscribe to all inputs.
 
         Args:
             node: Owner of the subscriptions.
             inputs: See `rig_inputs`.
             report: Gets publishers of wrong types, and types that are not installed.
+            tap: Given every message as it came, before its callback; None: nobody wants them.
         """
         self._node = node
         self._inputs = inputs
         self._report = report
+        self._tap = tap
         self._open: dict[str, _Open] = {}
         self._unusable: set[str] = set()
         self.check()
@@ -178,12 +197,24 @@ class SensorInputs:
         subscription = self._node.create_subscription(
             kind,
             given.topic,
-            given.callback,
+            given.callback if self._tap is None else self._tapped(given, type_name, kind, self._tap),
             qos,
+            raw=self._tap is not None,
             # Without this, a publisher that came later and offers less would be heard only after `check`.
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda _: self._check(given)),
         )
         self._open[given.name] = _Open(subscription, type_name, qos)
+
+    def _tapped(self, given: Input, type_name: str, kind: type[Any], tap: Tap) -> Callback:
+        """A callback for serialised messages; each is deserialised once, as without a tap."""
+        topic = self._node.resolve_topic_name(given.topic)
+
+        def take(raw: bytes) -> None:
+            message = deserialize_message(raw, kind)
+            tap(topic, type_name, raw, None if given.latch is None else given.latch(message))
+            given.callback(message)
+
+        return take
 
 
 def _subject(given: Input) -> str:

@@ -6,18 +6,20 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from e2e_perception.core.config import StackConfig
+from e2e_perception.core.config import StackConfig, TriggersConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import E2EPerceptionError, InputError
+from e2e_perception.core.errors import ConfigError, E2EPerceptionError, InputError
 from e2e_perception.core.message_inputs import ego_state_from_odometry, route_from_path, stamp_ns
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
+from e2e_perception.core.snippets import StackFacts
 from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.deploy.engines import create_engine
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.calibration import RigCalibration
 from e2e_perception.runtime.decode import ConvertImage
 from e2e_perception.runtime.pipeline import Pipeline
+from e2e_perception.runtime.triggers import Triggers
 
 CALIBRATION = "calibration"
 ODOMETRY_UNUSABLE = "odometry_unusable"
@@ -30,6 +32,22 @@ def configured_rig(config: StackConfig) -> Rig:
         E2EPerceptionError: If the rig or a replacement cannot be used.
     """
     return find_rig(config.node.rig).with_topic_rules(config.node.sensor_topics)
+
+
+def configured_triggers(config: TriggersConfig, rig: Rig) -> Triggers | None:
+    """Rules that say what to keep of a drive; None without any.
+
+    Raises:
+        ConfigError: If a rule does not fit the rig, or nothing could be kept here.
+    """
+    if not config.rules:
+        return None
+    if importlib.util.find_spec("rosbags") is None:
+        raise ConfigError(
+            "trigger rules need the Python package rosbags, which is not installed here; "
+            "`pip install rosbags`, or leave triggers.rules empty"
+        )
+    return Triggers(config, [sensor.name for sensor in rig.sensors])
 
 
 def image_converter() -> ConvertImage | None:
@@ -47,6 +65,7 @@ class Stack:
 
     Attributes:
         pipeline: The stack without ROS.
+        triggers: Rules that say what to keep of a drive; None without any.
     """
 
     def __init__(self, config: StackConfig, report: NodeReport) -> None:
@@ -59,6 +78,7 @@ class Stack:
             E2EPerceptionError: If anything is missing or does not fit.
         """
         rig = configured_rig(config)
+        self.triggers = configured_triggers(config.triggers, rig)
         bundle = load_bundle(config.engine.bundle)
         self._report = report
         self._bundle = bundle
@@ -85,6 +105,10 @@ class Stack:
         return f"bundle {self._bundle} with {self._engine.info}; rig {self.rig.name}: {sensors}" + (
             f"; {note}" if note else ""
         )
+
+    def facts(self) -> StackFacts:
+        """What runs, for the snippets that it keeps."""
+        return StackFacts(bundle=str(self._bundle), backend=str(self._engine.info), rig=self.rig.name)
 
     def close(self) -> None:
         """Free the engine."""

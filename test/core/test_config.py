@@ -30,6 +30,8 @@ def another(spec: ParameterSpec) -> Any:
         return not spec.default
     if spec.kind == "string":
         return f"{spec.default}_2"
+    if spec.name == "triggers.rules":
+        return ["{name: fast, when: speed > 20}"]
     if spec.kind == "string_array":
         return ["front", "rear"]
     assert spec.minimum is not None

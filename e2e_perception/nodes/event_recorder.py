@@ -1,0 +1,119 @@
+"""Keeps what the sensors sent around moments that rules name: rules, memory and writer of one active node.
+
+Messages come from the thread that receives, frames from that of the pipeline; a lock that nobody holds for
+long is between them. The disk is in a third thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rclpy.serialization import serialize_message
+
+from e2e_perception.core.config import TriggersConfig
+from e2e_perception.core.ego_motion import EgoMotionBuffer
+from e2e_perception.core.messages import HEALTH_TYPE
+from e2e_perception.core.results import FrameResult
+from e2e_perception.core.snippets import RawMessage, StackFacts
+from e2e_perception.data.snippet_writer import SnippetWriter
+from e2e_perception.data.snippets import SnippetInfo, SnippetStore
+from e2e_perception.nodes.report import NodeReport
+from e2e_perception.runtime.capture import Capture
+from e2e_perception.runtime.perception import Place
+from e2e_perception.runtime.trigger_signals import SignalReader
+from e2e_perception.runtime.triggers import Triggers
+
+SUBJECT = "snippets"
+PATIENCE_S = 10.0  # for the disk, when the node is deactivated
+
+
+class EventRecorder:
+    """From activation to deactivation."""
+
+    def __init__(
+        self,
+        config: TriggersConfig,
+        triggers: Triggers,
+        facts: StackFacts,
+        *,
+        health_topic: str,
+        now_ns: Callable[[], int],
+        report: NodeReport,
+        logger: Any,
+    ) -> None:
+        """Start the writer.
+
+        Args:
+            config: Where snippets go, and how much of them.
+            triggers: The rules.
+            facts: What runs, for `event.json`.
+            health_topic: Full name of the node's health topic.
+            now_ns: The node's clock.
+            report: Gets what is wrong with the disk, and counts of what is lost.
+            logger: Told each event and each finished snippet.
+        """
+        self._triggers, self._health_topic = triggers, health_topic
+        self._now_ns, self._report, self._logger = now_ns, report, logger
+        store = SnippetStore(config.directory, config.quota_mb * 1_000_000)
+        triggers.remember(store.fired_ns())
+        self._writer = SnippetWriter(
+            store,
+            facts,
+            max_bytes=config.memory_mb * 1_000_000,
+            on_problem=lambda sentence: report.problem(SUBJECT, sentence),
+            on_solved=lambda: report.solved(SUBJECT),
+            on_kept=self._on_kept,
+            on_lost=lambda cause, count: report.dropped(f"snippet_{cause}", count),
+        )
+        self._capture = Capture(config, self._writer)
+        self._signals = SignalReader()
+        self._lock = threading.Lock()
+        self._writer.start()
+
+    def take(self, topic: str, type_name: str, raw: bytes, latch: str | None) -> None:
+        """Remember a message that has just come, as it came."""
+        with self._lock:  # around the clock, too, so that threads do not overtake each other
+            self._capture.take(RawMessage(topic, type_name, self._now_ns(), raw, latch))
+
+    def take_health(self, message: Any) -> None:
+        """Remember what the node itself has said."""
+        self.take(self._health_topic, HEALTH_TYPE, serialize_message(message), None)
+
+    def observe(self, result: FrameResult, odometry: EgoMotionBuffer) -> None:
+        """Judge a frame."""
+        ego = odometry.at(result.stamp_ns)
+        place = Place.of(result.stamp_ns, ego, odometry)
+        signals = self._signals.read(result, place, None if ego is None else ego.speed)
+        for event in self._triggers.judge(signals, result.stamp_ns, self._now_ns()):
+            self._logger.info(f"trigger {event.rule}: {event.reason}")
+            with self._lock:
+                self._capture.trigger(event)
+
+    def beat(self) -> None:
+        """Let time pass, also while nothing comes."""
+        now_ns = self._now_ns()
+        if now_ns > 0:
+            with self._lock:
+                self._capture.tick(now_ns)
+
+    def close(self) -> None:
+        """Finish what is open, and wait for the disk, though not forever."""
+        with self._lock:
+            self._capture.close("the node was deactivated")
+        if not self._writer.close(PATIENCE_S):
+            self._logger.warning(
+                f"snippets: the disk did not take what was left within {PATIENCE_S:g} s; it is unfinished"
+            )
+        passed = ", ".join(f"{cause} {count}×" for cause, count in sorted(self._triggers.passed.items()))
+        if passed:
+            self._logger.info(f"triggers passed over: {passed}")
+        self._report.forget(SUBJECT)
+
+    def _on_kept(self, path: Path, info: SnippetInfo) -> None:
+        lost = ", ".join(f"{count} lost ({cause})" for cause, count in info.lost.items())
+        self._logger.info(
+            f"kept snippet {path}: {sum(info.messages.values())} messages{f', {lost}' if lost else ''}"
+        )
