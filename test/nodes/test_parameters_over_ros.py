@@ -40,6 +40,8 @@ def another_value(spec: ParameterSpec) -> Any:
         return round(value) if spec.kind == "integer" else value
     if spec.choices:
         return next(choice for choice in spec.choices if choice != spec.default)
+    if spec.name == "triggers.rules":
+        return ["{name: fast, when: speed > 20}"]
     return ["front"] if spec.kind == "string_array" else "another"
 
 
