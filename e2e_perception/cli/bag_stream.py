@@ -115,6 +115,11 @@ class BagStream:
         return [*self._notes, *losses, *(f"{text} ({count}×)" for text, count in self._problems.items())]
 
     @property
+    def odometry_frame(self) -> str:
+        """Frame in which the odometry read so far is given; empty before any was."""
+        return self._odometry_frame
+
+    @property
     def odometry_facts(self) -> dict[str, float | int]:
         """Timing of the odometry read so far, and in how many messages the covariance is not filled in."""
         return {**self._odometry_timing.summary(), "without_covariance": self._without_covariance}

@@ -1,4 +1,4 @@
-"""`dataset show | diff | verify`: what a dataset consists of."""
+"""`dataset show | diff | verify | split`: what a dataset consists of, and which of it is for what."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from e2e_perception.cli.console import emit_json, print_table
+from e2e_perception.cli.console import emit_json, log, print_table
 from e2e_perception.cli.options import JsonOption
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from e2e_perception.data.shards import Dataset
+    from e2e_perception.data.splits import SplitTable
 
-app = typer.Typer(help="Datasets made by `ingest`: list, compare and check them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Datasets made by `ingest`: list, compare, check and split them.", no_args_is_help=True
+)
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest`.")]
 
@@ -75,6 +78,61 @@ def verify(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
         emit_json({"digest": opened.digest, "shards": len(opened.shards()), "whole": True})
     else:
         typer.echo(f"{len(opened.shards())} shards are whole; digest {opened.digest}")
+
+
+@app.command()
+def split(
+    dataset: DatasetArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the table.", show_default="splits.json in the dataset")
+    ] = None,
+    place_distance: Annotated[
+        float,
+        typer.Option(min=0.0, help="Paths this near show the same street [m]; 0: by bag and time alone."),
+    ] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which recordings are for training and which for validation: by bag, place and time, never by frame.
+
+    Recordings of one bag, that overlap in time, or that were driven along the same street in a frame that
+    they share make a group, and a group is on one side; whoever is alone stays where it was. Training and
+    `audit` go by splits.json in the dataset; after more was ingested, make it anew.
+
+    Example: `e2e-perception dataset split dataset`
+    """
+    from e2e_perception.data.splits import SPLITS, split_table, write_table
+
+    opened = _opened(dataset)
+    recordings = opened.recordings()
+    if not recordings:
+        raise ConfigError(f"{dataset} holds no finished shard; `e2e-perception ingest` makes some")
+    table = split_table(recordings, place_distance)
+    file = out or dataset / SPLITS
+    write_table(file, table)
+    sides = [side.split for side in table.shards.values()]
+    for name in ("train", "validation"):
+        if name not in sides:
+            log(f"no recording is in the split `{name}`; there are {len({*_groups(table)})} groups")
+    if as_json:
+        emit_json(
+            {
+                "out": str(file),
+                "groups": len({*_groups(table)}),
+                "train": sides.count("train"),
+                "validation": sides.count("validation"),
+                **table.model_dump(mode="json"),
+            }
+        )
+        return
+    rows = [(name, side.group, side.split) for name, side in table.shards.items()]
+    print_table(str(file), ("shard", "group", "split"), rows, wide=True)
+    for reason in table.reasons:
+        typer.echo(reason)
+    typer.echo(f"{sides.count('train')} shards for training, {sides.count('validation')} for validation")
+
+
+def _groups(table: SplitTable) -> list[str]:
+    return [side.group for side in table.shards.values()]
 
 
 def difference(a: Dataset, b: Dataset) -> dict[str, Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SOURCE = "argoverse2"
 REVIEWER = "Argoverse 2"
 TRACKS = "tracks.parquet"
+_CITY = re.compile(r"____([A-Z]{3})_city_")
 
 
 def import_log(
@@ -221,11 +222,28 @@ def _write(frames: Any, dataset: Any, name: str, made_by: dict[str, Any], clip_l
             "drops": {},
             "warnings": [],
             "label_sources": [SOURCE],
+            **_place(frames.log),
         }
         if not frames.log.ego_from_sensor:
             log(f"{frames.log.log_id} has no calibration: its pictures, if any, are left out")
         shard: Shard = dataset.seal(name, facts, rows, {TRACKS: frames.table()})
         return shard
+
+
+def _place(read: Any) -> dict[str, Any]:
+    """City and path, if the map's name says which city it is of: every city has a frame of its own."""
+    from e2e_perception.data.ego_paths import PathRecorder
+
+    names = [path.name for path in (read.directory / "map").glob("log_map_archive_*.json")]
+    city = next((found[1] for name in sorted(names) if (found := _CITY.search(name))), None)
+    if city is None:
+        return {}
+    path = PathRecorder()
+    for stamp_ns, (x, y, _) in zip(
+        read.poses.stamps_ns_T.tolist(), read.poses.positions_T3.tolist(), strict=True
+    ):
+        path.add(stamp_ns, x, y)
+    return {"place": city, **path.facts(f"argoverse2:{city}")}
 
 
 def _positive(counts: dict[str, int]) -> dict[str, int]:

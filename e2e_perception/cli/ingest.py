@@ -29,18 +29,29 @@ def ingest(
         str | None,
         typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
     ] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CALLABLE",
+            help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns "
+            "one of the same size.",
+            show_default="none",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut recordings into clips that `train` takes, through the code that runs on the robot.
 
     Each bag becomes a shard, which is never written to again: the same bag and settings give the same digest,
     an interrupted run goes on where it stopped, and what is there is not made again. Labels are those of the
-    topic `/labels`, if any; futures of the robot come from its odometry.
+    topic `/labels`, if any; futures of the robot come from its odometry. With --privacy nothing is stored of
+    a picture that the function has not returned.
 
     Example: `e2e-perception ingest monday/ tuesday.mcap --rig rigs/mine.yaml --out dataset`
     """
     from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
     from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
+    from e2e_perception.cli.privacy import Privacy
     from e2e_perception.core.errors import ConfigError, InputError
     from e2e_perception.data.shards import Dataset
 
@@ -48,7 +59,8 @@ def ingest(
     if stride > clip_length:
         raise ConfigError(f"--stride {stride} would leave frames out between clips of {clip_length} frames")
     config = stack_config(params, {})
-    recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json())
+    stated = Privacy(privacy).stated if privacy is not None else ""
+    recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json(), stated)
     Dataset(out)  # before anything is read
     tasks = [(bag, out, recipe) for bag in bags]
     done: dict[int, Ingested] = {}

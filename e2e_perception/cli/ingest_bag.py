@@ -17,10 +17,11 @@ from e2e_perception import __version__
 from e2e_perception.cli.bag_stream import BagStream
 from e2e_perception.cli.inputs import rig_for_topics
 from e2e_perception.cli.offline import Event, Labels, play
+from e2e_perception.cli.privacy import Privacy
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import DamagedBagError, InputError
+from e2e_perception.core.errors import ConfigError, DamagedBagError, InputError
 from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
@@ -29,6 +30,7 @@ from e2e_perception.data.bag_salvage import SalvagedBag
 from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
+from e2e_perception.data.ego_paths import PathRecorder
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.front_end import FrontEnd
@@ -46,6 +48,7 @@ class Recipe:
         clip_length, stride: [frames]
         rig: Name or file; empty: the shipped one that fits.
         config: Parameters of the stack, as JSON.
+        privacy: What every picture goes through first, `Privacy.stated`; empty: nothing.
     """
 
     size: str
@@ -53,6 +56,12 @@ class Recipe:
     stride: int
     rig: str
     config: str
+    privacy: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """For `shard.json` and the shard's name, which without privacy is what it was before there was any."""
+        said = asdict(self)
+        return said if self.privacy else {key: value for key, value in said.items() if key != "privacy"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,18 @@ class Ingested:
 class Recorder:
     """Takes what reached the robot and gives clips; a `Player` of recordings."""
 
-    def __init__(self, network: NetworkConfig, rig: Rig, config: StackConfig, builder: ClipBuilder) -> None:
+    def __init__(
+        self,
+        network: NetworkConfig,
+        rig: Rig,
+        config: StackConfig,
+        builder: ClipBuilder,
+        privacy: Privacy | None = None,
+    ) -> None:
         self.config = config
+        self._privacy = privacy
+        self._cameras = frozenset(camera.name for camera in rig.cameras)
+        self.path = PathRecorder()
         self.network, self.builder = network, builder
         self.front = FrontEnd(network, rig, config)
         self.problems: Counter[str] = Counter()
@@ -96,6 +115,8 @@ class Recorder:
     def push(self, message: SensorMessage) -> None:
         """See `Pipeline`."""
         self.timing[message.sensor].add(message.stamp_ns, message.arrival_ns)
+        if self._privacy is not None and message.sensor in self._cameras:
+            message = self._privacy.apply(message)
         self.front.assembler.push(message)
 
     def push_odometry(self, state: EgoState) -> bool:
@@ -105,6 +126,8 @@ class Recorder:
         except InputError:
             self.problems["odometry_non_finite"] += 1
             return False
+        here = state.odom_from_base.planar_part()
+        self.path.add(state.stamp_ns, here.x, here.y)
         self.builder.add_odometry(state, self.front.ego.epoch)
         return continuous
 
@@ -176,7 +199,8 @@ def ingest_bag(
     files = storage_files(bag)
     bag_digest = _digest_of(files)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    made_by = {"recipe": {**asdict(recipe), "rig": rig.model_dump(mode="json")}, "bag_digest": bag_digest}
+    privacy = _privacy(recipe)
+    made_by = {"recipe": {**recipe.facts(), "rig": rig.model_dump(mode="json")}, "bag_digest": bag_digest}
     name = shard_name(bag, made_by)
     listed = {shard.name: shard for shard in dataset.shards()}
     if name in listed and (dataset.directory(name) / SHARD).is_file():
@@ -184,7 +208,7 @@ def ingest_bag(
             bag, listed[name], dataset.facts(name), megabytes, time.perf_counter() - started, new=False
         )
     with dataset.writing(name) as directory:
-        task = _Task(bag, directory, rig, network, config, recipe, bag_digest)
+        task = _Task(bag, directory, rig, network, config, recipe, bag_digest, privacy)
         try:
             facts, labels = _write_clips(task, progress)
         except DamagedBagError:
@@ -202,23 +226,25 @@ class _Task:
     config: StackConfig
     recipe: Recipe
     bag_digest: str
+    privacy: Privacy | None
 
 
 def _write_clips(
     task: _Task, progress: Callable[[float], None] | None, *, salvage: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Clips of a recording, those that are there excepted; facts of the shard and rows of its labels."""
+    recipe = task.recipe
     with BagStream(task.bag, task.rig, task.config, salvage=salvage) as stream:
         has_labels = LABELS_TOPIC in stream.types
         builder = ClipBuilder(
             task.network,
-            clip_length=task.recipe.clip_length,
-            stride=task.recipe.stride,
-            source=f"bag:{task.bag_digest}",
+            clip_length=recipe.clip_length,
+            stride=recipe.stride,
+            source=f"bag:{task.bag_digest}" + (f" privacy:{recipe.privacy}" if recipe.privacy else ""),
             scenario=f"bag:{task.bag_digest[:16]}",
             has_labels=has_labels,
         )
-        recorder = Recorder(task.network, stream.rig, task.config, builder)
+        recorder = Recorder(task.network, stream.rig, task.config, builder, task.privacy)
         writer = ClipWriter(task.directory)
         topics = sorted(stream.counts)
         sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
@@ -237,8 +263,7 @@ def _write_clips(
             write(built)
         if builder.counts.taken == 0:
             raise InputError(
-                f"bag {task.bag} gives no clip of {task.recipe.clip_length} frames: "
-                f"{_reasons(builder, recorder)}"
+                f"bag {task.bag} gives no clip of {recipe.clip_length} frames: {_reasons(builder, recorder)}"
             )
         writer.finish()
         counts = {key: count for key, count in asdict(builder.counts).items() if count and key != "taken"}
@@ -255,7 +280,22 @@ def _write_clips(
             "odometry": stream.odometry_facts,
             "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
             "label_sources": sources,
+            **recorder.path.facts(stream.odometry_frame),
         }, labels
+
+
+def _privacy(recipe: Recipe) -> Privacy | None:
+    """The function that a recipe names.
+
+    Raises:
+        ConfigError: If it cannot be imported, or is not the one that the recipe was made with.
+    """
+    if not recipe.privacy:
+        return None
+    found = Privacy(recipe.privacy.partition("@")[0])
+    if found.stated != recipe.privacy:
+        raise ConfigError(f"--privacy {found.name} changed since this began; run it again")
+    return found
 
 
 def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:

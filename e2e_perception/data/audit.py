@@ -22,7 +22,6 @@ from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.frames import SE2, wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS
-from e2e_perception.data.clip_store import ClipStore
 from e2e_perception.data.shards import Dataset
 
 Severity = Literal["info", "warning", "error"]
@@ -113,8 +112,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     Raises:
         InputError: If a shard is missing or damaged.
     """
-    shards = dataset.shards()
-    stores = [(shard.name, ClipStore(dataset.directory(shard.name))) for shard in shards]
+    stores = [(store.path.name, store) for store in dataset.stores()]
     total = sum(len(store) for _, store in stores)
     report = Report(dataset.digest)
     counts: dict[str, Counter[str]] = defaultdict(Counter)

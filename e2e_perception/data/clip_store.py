@@ -8,6 +8,7 @@ dataset/
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -181,6 +182,12 @@ class ClipStore:
         return np.array(
             [i for i in self.indices(split).tolist() if self.rows[i]["labels_valid"] is not False], np.int64
         )
+
+    def on_side(self, split: str) -> ClipStore:
+        """The same clips, all of a split, whatever their rows say."""
+        moved = copy.copy(self)
+        moved.rows = [{**row, "split": split} for row in self.rows]
+        return moved
 
     def read(self, index: int) -> Clip:
         """Read one clip.

@@ -5,6 +5,7 @@ dataset/
   shards/<name>/         clips of one recording (`clip_store`), and
     shard.json           what they were made from and by, written last: a shard without it is being written
     labels.parquet       a row per label: which, how sure, and who says so
+  splits.json            which shard is for training and which for validation, if `dataset split` made it
 
 A shard that is finished is never written to again. The digest of a dataset is that of its shards' digests,
 so that the same recordings give the same digest in whatever order they came.
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import INDEX, ClipStore
+from e2e_perception.data.splits import SPLITS, Recording, read_table
 
 DATASET = "dataset.json"
 SHARD = "shard.json"
@@ -123,12 +125,30 @@ class Dataset:
         return self.path / "shards" / _checked(name)
 
     def stores(self) -> list[ClipStore]:
-        """The clips of every shard.
+        """The clips of every shard, on the sides that `splits.json` says.
+
+        Raises:
+            InputError: If one is missing or damaged, or the table was made for other shards.
+        """
+        table = read_table(self.path / SPLITS)
+        stores = []
+        for shard in self.shards():
+            store = ClipStore(self.directory(shard.name))
+            stores.append(store if table is None else store.on_side(table.side(shard.name, shard.digest)))
+        return stores
+
+    def recordings(self) -> list[Recording]:
+        """What is known of every shard's place and time.
 
         Raises:
             InputError: If one is missing or damaged.
         """
-        return [ClipStore(self.directory(shard.name)) for shard in self.shards()]
+        found = []
+        for shard in self.shards():
+            rows = ClipStore(self.directory(shard.name)).rows
+            scenarios = sorted({str(row["scenario"]) for row in rows})
+            found.append(Recording.of(shard.name, shard.digest, scenarios, self.facts(shard.name)))
+        return found
 
     def facts(self, name: str) -> dict[str, Any]:
         """What a shard was made from and by.

@@ -53,6 +53,9 @@ def test_a_log_becomes_clips_with_all_that_it_has(tmp_path: Path, capsys: pytest
     assert item["frames"] == 61 and item["sweeps"] == 40 and item["pictures"] == 20
     dataset = Dataset(tmp_path / "set")
     dataset.verify()
+    facts = dataset.facts(item["shard"])
+    assert facts["place"] == "XYZ" and facts["path"]["frame"] == "argoverse2:XYZ"
+    assert len(facts["path"]["points"]) >= 1
     (store,) = open_clips(tmp_path / "set")
     clip = store.read(0)
     assert clip.maps_valid and clip.labels_valid
