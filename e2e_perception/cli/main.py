@@ -27,6 +27,7 @@ from e2e_perception.cli import (
     pareto,
     replay,
     retrain,
+    review,
     run,
     simulate,
     track,
@@ -86,6 +87,7 @@ for _module in (
 app.command("import-log")(import_log.import_log)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(review.app, name="review")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
