@@ -361,10 +361,13 @@ class _Reader:
 
     def _take(self, shape: _Open) -> None:
         given = shape.given
-        points = tuple(self._number(given, key) for key in ("xtl", "ytl", "xbr", "ybr"))
+        left, top, right, bottom = (self._number(given, key) for key in ("xtl", "ytl", "xbr", "ybr"))
+        points = (left, top, right, bottom)
         rotation = self._number(given, "rotation") if "rotation" in given else 0.0
+        outside = given.get("outside") == "1"
         if self._picture is not None:
-            box = CvatBox(*self._picture, (*points,), rotation, shape.attributes)  # type: ignore[arg-type]
+            number, picture = self._picture
+            box = CvatBox(number, picture, points, rotation, shape.attributes, outside)
             self.tracks.append(CvatTrack(self._get(given, "label"), (box,)))
             return
         frame = self._get(given, "frame")
@@ -372,8 +375,8 @@ class _Reader:
             raise self._error(f"frame {frame!r}, expected a whole number")
         if any(box.frame == int(frame) for box in self._boxes[-1:]):
             raise self._error(f"a track has two boxes in frame {frame}")
-        outside = given.get("outside") == "1"
-        self._boxes.append(CvatBox(int(frame), "", (*points,), rotation, shape.attributes, outside))  # type: ignore[arg-type]
+        box = CvatBox(int(frame), "", points, rotation, shape.attributes, outside)
+        self._boxes.append(box)
 
     def _get(self, given: dict[str, str], key: str) -> str:
         if key not in given:

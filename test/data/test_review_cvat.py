@@ -283,7 +283,7 @@ def test_a_task_of_images_comes_back_by_the_names_of_its_pictures(
 ) -> None:
     root = ElementTree.parse(out / BIRDSEYE / ANNOTATIONS).getroot()
     images = ElementTree.Element("annotations")
-    for number in (0, 4):  # the others were not looked at
+    for number in (0, 3):  # the others were not looked at
         image = ElementTree.SubElement(
             images,
             "image",
@@ -291,10 +291,11 @@ def test_a_task_of_images_comes_back_by_the_names_of_its_pictures(
         )
         for track in root.findall("track"):
             for box in track.findall("box"):
-                if box.get("frame") == str(number) and box.get("outside") == "0":
+                # Some tools split tracks without leaving out where they are not.
+                if box.get("frame") == str(number):
                     box.set("label", str(track.get("label")))
                     image.append(box)
-    images[1].remove(images[1][0])
+    images[1].remove(images[1][-1])
     with zipfile.ZipFile(tmp_path / "back.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(ANNOTATIONS, ElementTree.tostring(images))
     tally = Tally()
@@ -302,7 +303,7 @@ def test_a_task_of_images_comes_back_by_the_names_of_its_pictures(
     assert tally == Tally(accepted=5, rejected=1)
     assert {(row.clip_id, row.stamp_ns) for row in rows} == {
         ("drive/000000", 0),
-        ("drive/000001", 100_000_000),
+        ("drive/000001", 0),
     }
 
 
