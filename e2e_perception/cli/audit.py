@@ -92,6 +92,7 @@ def as_document(report: Report) -> dict[str, Any]:
         "labelled_clips": report.labelled_clips,
         "findings": [asdict(finding) for finding in report.findings],
         "balance": report.balance,
+        "sensors": report.sensors,
         "broken_gates": report.broken_gates,
         "passed": not report.broken_gates,
     }

@@ -22,6 +22,7 @@ from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.frames import SE2, wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS
+from e2e_perception.data.sensor_checks import SensorChecks
 from e2e_perception.data.shards import Dataset
 
 Severity = Literal["info", "warning", "error"]
@@ -90,12 +91,14 @@ class Report:
         findings: The worst first.
         balance: Counts by `class`, `distance`, `speed`, `split`, `weather`.
         clips, labelled_clips: How many.
+        sensors: By shard and sensor, what was found out of its clock and its calibration.
         broken_gates: In words; empty: it may be trained on.
     """
 
     digest: str
     findings: list[Finding] = field(default_factory=list)
     balance: dict[str, dict[str, int]] = field(default_factory=dict)
+    sensors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     clips: int = 0
     labelled_clips: int = 0
     broken_gates: list[str] = field(default_factory=list)
@@ -118,7 +121,9 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     prints: dict[bytes, tuple[str, str, str]] = {}
     for name, store in stores:
-        report.findings += of_recording(name, dataset.facts(name))
+        facts = dataset.facts(name)
+        report.findings += of_recording(name, facts)
+        sensors = SensorChecks.of(facts)
         for index, row in enumerate(store.rows):
             clip = store.read(index)
             clip_id = str(row["clip_id"])
@@ -128,9 +133,16 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
                 Finding(check, severity, message, name, clip_id, stamp_ns)
                 for check, severity, message, stamp_ns in of_labels(clip)
             ]
+            if sensors is not None:
+                sensors.add(clip)
             _count(counts, clip, row)
             report.findings += _leaks(prints, clip, name, clip_id, str(row["split"]))
             yield report.clips - 1, total, report
+        if sensors is not None:
+            report.findings += [
+                Finding(check, "warning", message, name) for check, message in sensors.findings()
+            ]
+            report.sensors[name] = sensors.figures()
     report.balance = {key: dict(sorted(counter.items())) for key, counter in sorted(counts.items())}
     report.findings.sort(
         key=lambda f: (SEVERITIES.index(f.severity), f.check, f.shard, f.clip_id, f.stamp_ns)

@@ -323,6 +323,8 @@ def image_turn(
     m_before, m_after = (
         frame["image_from_base"][slot].astype(np.float64)[:, :3] for frame in (before, after)
     )
+    if min(abs(float(np.linalg.det(m))) for m in (m_before, m_after)) < 1e-6:
+        return np.nan, np.nan  # it projects onto nothing
     height, width = after["images"].shape[1:3]
     ahead = np.linalg.solve(m_after, np.array([(width - 1) / 2.0, (height - 1) / 2.0, 1.0]))
     ahead[2] = 0.0
@@ -340,7 +342,7 @@ def image_turn(
     rows = slice(max(round(row - _BAND[0] * height), 0), min(round(row + _BAND[1] * height) + 1, height))
     if not look or rows.stop - rows.start < _LEAST_ROWS:
         return stated, np.nan
-    grey = [
+    grey: list[Any] = [
         cv2.cvtColor(np.ascontiguousarray(frame["images"][slot]), cv2.COLOR_RGB2GRAY)
         for frame in (before, after)
     ]
@@ -354,11 +356,13 @@ def _shift(before_HW: NDArray[np.uint8], after_HW: NDArray[np.uint8], rows: slic
     """
     band_HW = np.zeros_like(after_HW)
     band_HW[rows] = 1
-    corners = cv2.goodFeaturesToTrack(after_HW, _MOST_CORNERS, 0.01, 4, mask=band_HW)
+    corners: Any = cv2.goodFeaturesToTrack(after_HW, _MOST_CORNERS, 0.01, 4, mask=band_HW)
     if corners is None:
         return float("nan")
-    there, found, _ = cv2.calcOpticalFlowPyrLK(after_HW, before_HW, corners, None, **_FLOW)
-    back, held, _ = cv2.calcOpticalFlowPyrLK(before_HW, after_HW, there, None, **_FLOW)
+    # Places that are to be filled in may be None, whatever its types say.
+    track: Any = cv2.calcOpticalFlowPyrLK
+    there, found, _ = track(after_HW, before_HW, corners, None, **_FLOW)
+    back, held, _ = track(before_HW, after_HW, there, None, **_FLOW)
     error_N = np.abs(back - corners).max(axis=(1, 2))
     good_N = (found[:, 0] > 0) & (held[:, 0] > 0) & (error_N < _THERE_AND_BACK)
     if good_N.sum() < _LEAST_CORNERS:
