@@ -200,7 +200,8 @@ class TrafficRoad(HighwayRoad):
         bodies = [*self.vehicles, *self.walkers]
         before = [dict(body.__dict__) for body in bodies]
         yielding = [set(vehicle.yielding_to) for vehicle in self.vehicles]
-        time, coordinates, sideways = self.time, dict(self._coordinates), dict(self._sideways)
+        time, speeds = self.time, self._speeds
+        coordinates, sideways = dict(self._coordinates), dict(self._sideways)
         try:
             yield
         finally:
@@ -209,7 +210,8 @@ class TrafficRoad(HighwayRoad):
                 body.__dict__.update(state)
             for vehicle, walkers in zip(self.vehicles, yielding, strict=True):
                 vehicle.yielding_to = walkers
-            self.time, self._coordinates, self._sideways = time, coordinates, sideways
+            self.time, self._speeds = time, speeds
+            self._coordinates, self._sideways = coordinates, sideways
 
     def _refresh(self, dt: float) -> None:
         bodies = [*self.vehicles, *self.objects, *self.walkers]

@@ -52,6 +52,13 @@ def test_the_same_name_is_the_same_episode_and_imagining_leaves_no_trace(family:
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_imagined_speeds_do_not_decide_who_waits_for_whom() -> None:
+    spec = ScenarioSpec("exit", 1, 0.6)
+    first = rolled(TrafficWorld(spec), 40)
+    second = rolled(TrafficWorld(spec), 40, imagining=True)
+    assert np.array_equal(first[-1], second[-1])
+
+
 def test_another_seed_or_difficulty_is_another_episode() -> None:
     base = rolled(TrafficWorld(ScenarioSpec("merge", 1)), 3)[-1]
     for other in (ScenarioSpec("merge", 2), ScenarioSpec("merge", 1, 0.6)):
