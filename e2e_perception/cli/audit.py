@@ -19,6 +19,7 @@ from e2e_perception.core.named_files import offending_keys, read_named
 
 if TYPE_CHECKING:
     from e2e_perception.data.audit import Gates, Report
+    from e2e_perception.data.shards import Dataset
 
 FOLDER = "gates"
 SHOWN = 20  # findings in the terminal
@@ -33,6 +34,12 @@ def audit(
         Path | None, typer.Option("--html", help="Also write all findings as a page.", show_default=False)
     ] = None,
     verify: Annotated[bool, typer.Option(help="Compare every clip with its digest first.")] = True,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            help="Also say which labels this one finds, by class, distance, weather and so on; torch."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look at every clip of a dataset: timing, odometry, labels, balance, repetition, leaks between splits.
@@ -56,17 +63,54 @@ def audit(
         for done, total, found in look(opened, wanted):
             report = found
             progress(100 * done // max(total, 1))
+    recall = _recall(opened, bundle) if bundle is not None else {}
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(as_page(report, dataset), encoding="utf-8")
+        page.write_text(as_page(report, dataset, recall), encoding="utf-8")
     if as_json:
-        emit_json(as_document(report))
+        emit_json({**as_document(report), **({"recall": recall} if bundle is not None else {})})
     else:
         _print(report, dataset)
+        rows = [
+            (name, value, f"{r['labels']:,}", f"{r['recall']:.1%}")
+            for name, values in recall.items()
+            for value, r in values.items()
+        ]
+        if rows:
+            print_table(f"labels that {bundle} finds", ("of", "", "labels", "found"), rows)
     for gate in report.broken_gates:
         log(f"gate broken: {gate}")
     if report.broken_gates:
         raise typer.Exit(1)
+
+
+def _recall(dataset: Dataset, bundle: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """By slice and value: labels, and the share of them that a bundle finds."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("--bundle needs torch, which is not installed; `pip install .[training]`")
+
+    from e2e_perception.data.slices import clip_slices
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.training.recall import recall_by_slice
+
+    opened = load_bundle(bundle)
+    clips, slices = [], []
+    for store in dataset.stores():
+        facts = dataset.facts(store.path.name)
+        for index, row in enumerate(store.rows):
+            if row["labels_valid"] is not False:
+                clips.append((store, index))
+                slices.append(clip_slices(row, facts))
+    network = load_network(opened.weights_path, opened.network)
+    with progress_bar("detecting", max(len(clips), 1)) as progress:
+        found = recall_by_slice(network, clips, slices, lambda done, _total: progress(done))
+    return {
+        name: {value: {"labels": r.labels, "recall": round(r.share, 4)} for value, r in values.items()}
+        for name, values in found.items()
+    }
 
 
 def load_gates(path_or_name: str) -> Gates:
@@ -114,7 +158,9 @@ def _print(report: Report, dataset: Path) -> None:
     )
 
 
-def as_page(report: Report, dataset: Path) -> str:
+def as_page(
+    report: Report, dataset: Path, recall: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+) -> str:
     """All findings, self-contained."""
     say = html.escape
     totals = Counter(finding.severity for finding in report.findings)
@@ -141,8 +187,19 @@ tr.warning td:first-child {{ color: #b26a00; }}
 {verdict}<h2>Findings</h2>
 <table><tr><th></th><th>check</th><th>finding</th><th>shard</th><th>clip</th><th>stamp [ns]</th></tr>
 {rows}</table>
-<h2>Balance</h2>{tables}</body></html>
+<h2>Balance</h2>{tables}{_recall_as_html(recall or {})}</body></html>
 """
+
+
+def _recall_as_html(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td><td class=n>{r['labels']:,}</td>"
+        f"<td class=n>{r['recall']:.1%}</td></tr>"
+        for name, values in recall.items()
+        for value, r in values.items()
+    )
+    head = "<tr><th>of</th><th></th><th>labels</th><th>found</th></tr>"
+    return f"<h2>Labels found</h2><table>{head}{rows}</table>" if rows else ""
 
 
 def _counts_as_html(name: str, counts: Mapping[str, int]) -> str:

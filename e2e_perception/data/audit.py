@@ -24,6 +24,7 @@ from e2e_perception.core.frames import SE2, wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.data.sensor_checks import SensorChecks
 from e2e_perception.data.shards import Dataset
+from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -45,8 +46,6 @@ FACES_ALONG = 2.0  # [m/s] from which on a vehicle is believed to move along its
 DUPLICATE_DISTANCE = 0.5  # [m] between centres of one class
 SWITCH_DISTANCE = 1.5  # [m] from where one identity ends to where another begins
 FINGERPRINT = 8  # cells per side of a clip's fingerprint
-DISTANCES = (10.0, 20.0, 40.0, 80.0)  # [m] upper ends of bins
-SPEEDS = (0.5, 5.0, 10.0, 20.0)  # [m/s]
 
 
 class Gates(BaseModel):
@@ -89,7 +88,7 @@ class Report:
     Attributes:
         digest: Of the dataset.
         findings: The worst first.
-        balance: Counts by `class`, `distance`, `speed`, `split`, `weather`.
+        balance: Counts of labels by `class` and `distance`, of clips by `split` and as `clip_slices` says.
         clips, labelled_clips: How many.
         sensors: By shard and sensor, what was found out of its clock and its calibration.
         broken_gates: In words; empty: it may be trained on.
@@ -135,7 +134,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
             ]
             if sensors is not None:
                 sensors.add(clip)
-            _count(counts, clip, row)
+            _count(counts, clip, row, facts)
             report.findings += _leaks(prints, clip, name, clip_id, str(row["split"]))
             yield report.clips - 1, total, report
         if sensors is not None:
@@ -351,27 +350,19 @@ def _duplicates(clip: Clip) -> Iterator[Told]:
 # ------------------------------------------------------------------ balance, leaks, gates
 
 
-def _count(counts: dict[str, Counter[str]], clip: Clip, row: Mapping[str, Any]) -> None:
+def _count(
+    counts: dict[str, Counter[str]], clip: Clip, row: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
     counts["split"][str(row["split"])] += 1
-    counts["weather"][str(row.get("weather") or "not known")] += 1
-    speed = row.get("speed_mean_mps")
-    counts["speed"]["not known" if speed is None else _bin(float(speed), SPEEDS, "m/s")] += 1
+    for name, value in clip_slices(row, facts).items():
+        counts[name][value] += 1
     if not clip.labels_valid:
         return
     t, slot = np.nonzero(clip.weights_TB > 0.0)
     distance = np.hypot(clip.boxes_TB10[t, slot, X], clip.boxes_TB10[t, slot, Y])
     for class_id, far in zip(clip.class_ids_TB[t, slot].tolist(), distance.tolist(), strict=True):
         counts["class"][CLASSES[class_id]] += 1
-        counts["distance"][_bin(far, DISTANCES, "m")] += 1
-
-
-def _bin(value: float, ends: tuple[float, ...], unit: str) -> str:
-    low = 0.0
-    for end in ends:
-        if value < end:
-            return f"{low:g} – {end:g} {unit}"
-        low = end
-    return f"from {low:g} {unit}"
+        counts["distance"][in_bin(far, DISTANCES, "m")] += 1
 
 
 def fingerprint(clip: Clip) -> bytes:

@@ -93,13 +93,13 @@ def clock_offset(
     """
     seen = np.isfinite(seen_K)
     number = int(seen.sum())
-    if number < LEAST_SAMPLES:
-        return ClockOffset(None, np.inf, 0.0, number, f"{number} samples, {LEAST_SAMPLES} are needed")
-    spread = float(stated_K[seen].std())
+    spread = float(stated_K[seen if number >= LEAST_SAMPLES else ...].std())
     if spread < least_spread:
         return ClockOffset(
             None, np.inf, 0.0, number, f"too little {what}: {spread:.3g}, {least_spread:g} are needed"
         )
+    if number < LEAST_SAMPLES:
+        return ClockOffset(None, np.inf, 0.0, number, f"{number} samples, {LEAST_SAMPLES} are needed")
     lags_L = LAG_STEP_S * np.arange(-round(MAX_OFFSET_S / LAG_STEP_S), round(MAX_OFFSET_S / LAG_STEP_S) + 1)
     earlier_LK = np.stack([_interpolated(times_K, stated_K, times_K - lag) for lag in lags_L])
     # The same samples at every lag, lest a lag wins by what it leaves out.

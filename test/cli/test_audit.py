@@ -1,0 +1,65 @@
+"""`audit --bundle`: recall by slice, in the terminal, as JSON and on the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
+
+from synthetic import SMALL, synthetic_clip
+
+from e2e_perception.cli.main import main
+from e2e_perception.core.clips import Clip
+from e2e_perception.core.network_config import SIZES
+from e2e_perception.data.clip_store import ClipWriter
+from e2e_perception.data.shards import Dataset
+
+
+def dataset(path: Path, clip: Clip) -> Path:
+    made = Dataset(path)
+    with made.writing("one") as directory:
+        writer = ClipWriter(directory)
+        writer.write("000000", clip, {"weather": "<rain>"})
+        writer.finish()
+        made.seal("one", {"frames": len(clip), "label_sources": ["made"], "place": "<Lisbon>"}, [])
+    return path
+
+
+def test_recall_is_told_by_slice(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = dataset(tmp_path / "set", synthetic_clip(SMALL)), tmp_path / "audit.html"
+    words = ["audit", str(path), "--bundle", str(bundle), "--html", str(page)]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["recall"]) == {
+        "class", "distance", "speed", "weather", "time of day", "scenario", "place"
+    }  # fmt: skip
+    assert {name: r["labels"] for name, r in told["recall"]["class"].items()} == {"car": 4, "pedestrian": 2}
+    assert told["recall"]["place"]["<Lisbon>"]["labels"] == 6
+    assert all(0.0 <= r["recall"] <= 1.0 for values in told["recall"].values() for r in values.values())
+    text = page.read_text(encoding="utf-8")
+    assert "Labels found" in text and "&lt;rain&gt;" in text and "<rain>" not in text
+    assert main(words) == 0
+    assert "pedestrian" in capsys.readouterr().out
+
+
+def test_without_labels_or_with_a_bundle_that_is_not_there_it_is_refused(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dataset(tmp_path / "set", replace(synthetic_clip(SMALL), labels_valid=False))
+    assert main(["audit", str(path), "--bundle", str(bundle)]) == 2
+    assert "no labelled clips" in capsys.readouterr().err
+    assert main(["audit", str(path), "--bundle", str(tmp_path / "none")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_clips_of_another_size_are_refused(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dataset(tmp_path / "set", synthetic_clip(SIZES["tiny"]))
+    assert main(["audit", str(path), "--bundle", str(bundle)]) == 2
+    said = capsys.readouterr().err
+    assert "size small_test takes (3, 64, 96, 3)" in said and "Traceback" not in said
