@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.data.sensor_checks import SensorChecks
 from e2e_perception.data.shards import Dataset
 from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
+from e2e_perception.data.splits import Recording, overlap_s, relation
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -142,6 +144,9 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
                 Finding(check, "warning", message, name) for check, message in sensors.findings()
             ]
             report.sensors[name] = sensors.figures()
+    report.findings += _shared_drives(
+        dataset.recordings(), {name: str(store.rows[0]["split"]) for name, store in stores if store.rows}
+    )
     report.balance = {key: dict(sorted(counter.items())) for key, counter in sorted(counts.items())}
     report.findings.sort(
         key=lambda f: (SEVERITIES.index(f.severity), f.check, f.shard, f.clip_id, f.stamp_ns)
@@ -398,6 +403,19 @@ def _leaks(
         yield Finding("leakage", "error", message, shard, clip_id, int(clip.stamps_ns_T[0]))
     else:
         yield Finding("repetition", "info", where, shard, clip_id, int(clip.stamps_ns_T[0]))
+
+
+def _shared_drives(recordings: Sequence[Recording], split_of_shard: Mapping[str, str]) -> Iterator[Finding]:
+    """Pairs of recordings of one time or place on two sides."""
+    for a, b in combinations(recordings, 2):
+        sides = split_of_shard.get(a.shard), split_of_shard.get(b.shard)
+        why = relation(a, b) if None not in sides and sides[0] != sides[1] else ""
+        if why:
+            message = (
+                f"{a.shard} is in split {sides[0]}, this one in {sides[1]}, and they share: {why}; "
+                "`e2e-perception dataset split` puts them on one side"
+            )
+            yield Finding("shared_drive", "error" if overlap_s(a, b) > 0.0 else "warning", message, b.shard)
 
 
 def broken(report: Report, gates: Gates) -> list[str]:

@@ -17,6 +17,7 @@ from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.data.audit import Gates, Report, audit, broken, fingerprint, of_labels, of_recording
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import Dataset
+from e2e_perception.data.splits import SPLITS, split_table, write_table
 from e2e_perception.data.timing import SAMPLES, StreamTiming
 
 COLUMN = {name: column for column, name in enumerate(BOX_FIELDS)}
@@ -204,6 +205,26 @@ def test_the_same_clip_on_both_sides_of_a_split_is_a_leak(tmp_path: Path) -> Non
     assert "000000 of a" in leak.message
     same = finished(dataset(tmp_path / "same", [("a", here), ("b", here)]))
     assert [found.check for found in same.findings] == ["repetition"]
+
+
+def test_recordings_of_one_time_on_two_sides_are_found_until_they_are_split(tmp_path: Path) -> None:
+    noon_ns = 1_700_000_000 * 10**9
+    made = Dataset(tmp_path / "set")
+    for name, split, start_s in (("a", "train", 0), ("b", "validation", 20), ("c", "validation", 500)):
+        clip = replace(synthetic_clip(SMALL, seed=ord(name)), scenario=scenario_in(split))
+        with made.writing(name) as directory:
+            writer = ClipWriter(directory)
+            writer.write("000000", clip)
+            writer.finish()
+            start_ns = noon_ns + start_s * 10**9
+            seal = {"start_ns": start_ns, "end_ns": start_ns + 60 * 10**9, "frames": len(clip)}
+            made.seal(name, {**facts(), **seal}, [])
+    (shared,) = [f for f in finished(made).findings if f.check == "shared_drive"]
+    assert (shared.severity, shared.shard) == ("error", "b")
+    assert "a is in split train, this one in validation" in shared.message
+    assert "40.0 s at the same time" in shared.message
+    write_table(made.path / SPLITS, split_table(made.recordings()))
+    assert [f for f in finished(made).findings if f.check == "shared_drive"] == []
 
 
 def test_a_fingerprint_survives_noise_and_tells_scenes_apart() -> None:
