@@ -19,13 +19,12 @@ from e2e_perception.core.message_inputs import (
     stamp_ns,
 )
 from e2e_perception.core.message_results import tracks_from_message
-from e2e_perception.core.messages import HEALTH_TYPE, TRACKS_TYPE
+from e2e_perception.core.messages import TRACKS_TYPE
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.sensor_messages import CAMERA_INFO_TYPE, ODOMETRY_TYPE, PATH_TYPE, TF_TYPE
 from e2e_perception.data.bag_salvage import SalvagedBag
 from e2e_perception.data.bags import LABELS_TOPIC, BagMessage, BagSource, match_topics
-from e2e_perception.data.interventions import Interventions
 from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.calibration import RigCalibration
 
@@ -42,7 +41,6 @@ class BagStream:
         duration_s: From the first message to the last [s].
         start_ns, end_ns: Arrival of the first and the last message [ns].
         num_messages: That `events` goes through.
-        interventions: Of the supervisor, as far as the bag has been read and says anything of its health.
     """
 
     def __init__(self, path: Path, rig: Rig, config: StackConfig, *, salvage: bool = False) -> None:
@@ -67,7 +65,6 @@ class BagStream:
         self._problems: Counter[str] = Counter()
         self._odometry_timing, self._without_covariance = StreamTiming(), 0
         self._odometry_frame = ""
-        self.interventions = Interventions()
         self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
         for name in match.missing:
             effect = {"odom": "no ego motion", "route": "straight ahead is assumed"}.get(
@@ -109,7 +106,7 @@ class BagStream:
     @property
     def num_topics(self) -> int:
         """Topics that the stack listens to in any case: sensors, CameraInfo, odometry, route."""
-        return len(set(self._topics) - {TF_STATIC, LABELS_TOPIC, *self._health_topics})
+        return len(set(self._topics) - {TF_STATIC, LABELS_TOPIC})
 
     @property
     def warnings(self) -> list[str]:
@@ -139,7 +136,6 @@ class BagStream:
             RigError: If a CameraInfo is that of another camera than the rig's.
         """
         self._problems.clear()
-        self.interventions = Interventions()
         handlers = self._handlers()
         for count, message in enumerate(self._source.messages(), 1):
             event = handlers[message.topic](message)
@@ -157,7 +153,6 @@ class BagStream:
         if node.use_camera_info:
             by_type += [(c.camera_info_topic, CAMERA_INFO_TYPE) for c in rig.cameras if c.camera_info_topic]
         wanted += [topic for topic, type_name in by_type if self.types.get(topic) == type_name]
-        wanted += self._health_topics
         return wanted
 
     def _handlers(self) -> dict[str, _Handler]:
@@ -174,18 +169,7 @@ class BagStream:
         handlers[rig.odom_topic] = lambda message: self._odometry(message, ego)
         handlers[rig.route_topic] = lambda message: self._route(message, ego)
         handlers[LABELS_TOPIC] = _labels
-        for topic in self._health_topics:
-            handlers[topic] = self._health
         return {topic: handlers[topic] for topic in self._topics}
-
-    @property
-    def _health_topics(self) -> list[str]:
-        """Where the stack said how it was: one; of several stacks it is not known which one drove."""
-        found = [topic for topic, type_name in self.types.items() if type_name == HEALTH_TYPE]
-        return found if len(found) == 1 else []
-
-    def _health(self, message: BagMessage) -> None:
-        self.interventions.add(stamp_ns(message.message), int(message.message.state))
 
     def _transforms(self, message: BagMessage, calibration: RigCalibration) -> Event | None:
         changed = calibration.take_transforms(message.message)

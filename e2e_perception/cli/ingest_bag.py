@@ -59,7 +59,7 @@ class Recipe:
     privacy: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """For `shard.json` and the shard's name, which without privacy is what it used to be."""
+        """For `shard.json` and the shard's name, which without privacy is what it was before there was any."""
         said = asdict(self)
         return said if self.privacy else {key: value for key, value in said.items() if key != "privacy"}
 
@@ -253,7 +253,7 @@ def _write_clips(
 
         def write(built: BuiltClip) -> None:
             clip_id = f"{next(numbers):06d}"
-            writer.write(clip_id, built.clip, _facts(built, stream, task.bag_digest, topics, sources))
+            writer.write(clip_id, built.clip, _facts(built, task.bag_digest, topics, sources))
             if has_labels:
                 labels.extend(_label_rows(clip_id, built, sources[0]))
 
@@ -329,12 +329,9 @@ def _validity(network: NetworkConfig, inputs: Mapping[str, Any]) -> dict[str, bo
     }
 
 
-def _facts(
-    built: BuiltClip, stream: BagStream, bag_digest: str, topics: list[str], sources: list[str]
-) -> dict[str, Any]:
-    first_ns, last_ns = int(built.clip.stamps_ns_T[0]), int(built.clip.stamps_ns_T[-1])
+def _facts(built: BuiltClip, bag_digest: str, topics: list[str], sources: list[str]) -> dict[str, Any]:
     return {
-        "last_stamp_ns": last_ns,
+        "last_stamp_ns": int(built.clip.stamps_ns_T[-1]),
         "bag_digest": bag_digest,
         "topics": topics,
         "sensor_validity": built.validity,
@@ -342,7 +339,6 @@ def _facts(
         "speed_max_mps": round(float(built.speeds_T.max()), 3),
         "weather": None,
         "label_sources": sources,
-        "interventions": stream.interventions.share(first_ns, last_ns),
     }
 
 

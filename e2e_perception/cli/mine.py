@@ -25,8 +25,8 @@ def mine(
         list[str] | None,
         typer.Option(
             metavar="SIGNAL=VALUE",
-            help="Weight of uncertainty, disagreement, breaks, regret, novelty or interventions; repeatable. "
-            "Those that are not given weigh nothing.",
+            help="Weight of uncertainty, disagreement, breaks, regret or novelty; repeatable. Those that are "
+            "not given weigh nothing.",
             show_default="1 of each",
         ),
     ] = None,
@@ -71,7 +71,6 @@ def mine(
             count=count,
             weights=weights,
             diversity=diversity,
-            interventions_N=np.array([store.rows[i].get("interventions") or 0.0 for store, i in clips]),
             progress=lambda done, _total: progress(done),
         )
     listed = []

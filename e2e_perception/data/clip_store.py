@@ -54,8 +54,6 @@ _SCHEMA = pa.schema(
         ("speed_max_mps", pa.float32()),
         ("weather", pa.string()),
         ("label_sources", pa.list_(pa.string())),
-        # Share of the stack's own health messages that say it took over; null where there were none.
-        ("interventions", pa.float32()),
     ]
 )
 FACTS = tuple(_SCHEMA.names[9:])

@@ -25,7 +25,7 @@ from e2e_perception.model.network import JointNetwork
 from e2e_perception.training.perturbation import cross_modal_consistency
 from e2e_perception.training.rollout import Rollout, rollout
 
-SIGNALS = ("uncertainty", "disagreement", "breaks", "regret", "novelty", "interventions")
+SIGNALS = ("uncertainty", "disagreement", "breaks", "regret", "novelty")
 LEAST_SCORE = 0.1  # of a detection that is worth being unsure of
 NO_TRACK = -14.0  # log-probability that a slot of the memory without a track never reaches
 HORIZON_S = 3.0  # at which plans and drives are compared
@@ -38,8 +38,7 @@ class Mined:
     Attributes:
         index: Of the clip among those that were looked at.
         score: 0 to 1, weighted mean of the ranks.
-        signals: By name, in their own units: nats, nats, probability, m, standard deviations, share of
-            frames.
+        signals: By name, in their own units: nats, nats, probability, m, standard deviations.
         ranks: The same as shares of clips that have less.
     """
 
@@ -56,7 +55,6 @@ def mine(
     count: int,
     weights: Mapping[str, float],
     diversity: float = 0.5,
-    interventions_N: NDArray[np.float64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Mined]:
     """Rank clips and pick some.
@@ -67,8 +65,6 @@ def mine(
         count: How many to pick.
         weights: Of the signals, by `SIGNALS`; those that are missing weigh nothing.
         diversity: 0: by score alone; 1: likeness to what is picked already costs as much as score gives.
-        interventions_N: Share of each clip's frames in which the supervisor had taken over, 0 where it is not
-            known; None: of none it is.
         progress: Told (clips done, clips in all).
     Returns:
         At most `count` clips, in the order in which they were picked.
@@ -82,7 +78,7 @@ def mine(
         raise InputError("no clips to look at; ingest some first")
     dataset = ClipDataset(clips, model.config)
     model.eval()
-    signals: dict[str, list[float]] = {name: [] for name in SIGNALS[:-2]}
+    signals: dict[str, list[float]] = {name: [] for name in SIGNALS[:-1]}
     features: list[NDArray[np.float64]] = []
     for index in range(len(dataset)):
         batch = {name: value[None] for name, value in dataset[index].items()}
@@ -98,7 +94,6 @@ def mine(
     feature_ND = np.stack(features)
     table = {name: np.array(values) for name, values in signals.items()}
     table["novelty"] = novelty(feature_ND)
-    table["interventions"] = np.zeros(len(clips)) if interventions_N is None else interventions_N
     ranks = {name: shares(values) for name, values in table.items()}
     total = sum(weights.values())
     score_N = np.asarray(sum(weight / total * ranks[name] for name, weight in weights.items()))

@@ -24,10 +24,8 @@ from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
 from e2e_perception.cli.main import main
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.errors import InputError
-from e2e_perception.core.messages import HEALTH_TYPE, health_message
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
-from e2e_perception.core.results import Health, SafetyState
-from e2e_perception.data.bags import BagSource, BagWriter, write_scenario_bag
+from e2e_perception.data.bags import write_scenario_bag
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
 
@@ -105,28 +103,6 @@ def test_without_labels_nobody_is_said_to_be_absent(unlabelled: Path, tmp_path: 
     assert not store.read(0).labels_valid
     assert len(store.labelled("train")) == len(store.labelled("validation")) == 0
     assert read_labels(Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])) == []
-
-
-def test_where_the_supervisor_took_over_is_in_the_index(
-    unlabelled: Path, tmp_path: Path, ingest: Ingest
-) -> None:
-    """The stack's own health in a recording: nominal at first, stopped in the second clip."""
-    with BagSource(unlabelled) as source, BagWriter(tmp_path / "bag") as out:
-        for k, (topic, type_name, arrival_ns, cdr) in enumerate(source.raw_messages()):
-            out.write_raw(topic, type_name, arrival_ns, bytes(cdr))
-            if k % 3 == 0:
-                late = arrival_ns >= source.start_ns + 500_000_000
-                state = SafetyState.STOPPED if late else SafetyState.NOMINAL
-                health = Health(state, (), (), "", "", 0, 0, {}, {})
-                message = health_message(out.make, health, arrival_ns, "base_link")
-                out.write("/perception_node/health", HEALTH_TYPE, arrival_ns, message)
-    with_health = ingest(tmp_path / "with", tmp_path / "bag")
-    shares = [row["interventions"] for store in open_clips(tmp_path / "with") for row in store.rows]
-    assert shares[0] < 0.5 and shares[-1] == 1.0
-    without = ingest(tmp_path / "without", unlabelled)
-    assert with_health["frames"] == without["frames"]
-    rows = [row for store in open_clips(tmp_path / "without") for row in store.rows]
-    assert [row["interventions"] for row in rows] == [None] * len(rows)
 
 
 def test_order_does_not_matter_and_nothing_is_written_twice(

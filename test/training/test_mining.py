@@ -73,13 +73,6 @@ def test_a_plan_far_from_what_was_driven_is_regretted() -> None:
     assert last.signals["regret"] == 0.0
 
 
-def test_where_the_supervisor_took_over_comes_first_if_that_is_what_is_asked_for() -> None:
-    shares_N = np.array([0.0, 0.0, 0.4, 0.0, 0.9, 0.0, 0.0, 0.1])
-    found = mined(common(), count=3, weights={"interventions": 1.0}, diversity=0.0, interventions_N=shares_N)
-    assert [item.index for item in found] == [4, 2, 7]
-    assert found[0].signals["interventions"] == 0.9
-
-
 def test_labels_are_not_looked_at() -> None:
     clips = common(3)
     bare = [replace(c, ids_TB=np.full_like(c.ids_TB, -1), labels_valid=False) for c in clips]
