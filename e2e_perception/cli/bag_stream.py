@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from e2e_perception.cli.offline import Event, Labels
+from e2e_perception.cli.offline import Event, Intervention, Labels
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoMotionBuffer
 from e2e_perception.core.errors import InputError, RigError
@@ -19,7 +19,8 @@ from e2e_perception.core.message_inputs import (
     stamp_ns,
 )
 from e2e_perception.core.message_results import tracks_from_message
-from e2e_perception.core.messages import TRACKS_TYPE
+from e2e_perception.core.messages import HEALTH_TYPE, PLAN_TYPE, TRACKS_TYPE
+from e2e_perception.core.results import SafetyState
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.sensor_messages import CAMERA_INFO_TYPE, ODOMETRY_TYPE, PATH_TYPE, TF_TYPE
@@ -41,9 +42,18 @@ class BagStream:
         duration_s: From the first message to the last [s].
         start_ns, end_ns: Arrival of the first and the last message [ns].
         num_messages: That `events` goes through.
+        tells_interventions: Whether the bag has plans or health of a stack, and they were asked for.
     """
 
-    def __init__(self, path: Path, rig: Rig, config: StackConfig, *, salvage: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rig: Rig,
+        config: StackConfig,
+        *,
+        salvage: bool = False,
+        interventions: bool = False,
+    ) -> None:
         """Open the bag and match its topics.
 
         Args:
@@ -51,6 +61,7 @@ class BagStream:
             rig: The robot's sensors.
             config: All tunables.
             salvage: Read what is whole of a bag that is cut off or damaged; `warnings` say what is lost.
+            interventions: Tell, too, where the supervisor of the recorded stack intervened.
         Raises:
             InputError: If there is no such bag, it is empty, cut off or damaged, or no camera and lidar fits.
         """
@@ -74,6 +85,12 @@ class BagStream:
         # A sensor without a topic stays in the rig: the robot's rig does not depend on the recording.
         self._missing = frozenset(match.missing)
         self.rig = match.rig
+        self._decisions = [
+            topic
+            for topic, type_name in self.types.items()
+            if interventions and type_name in (PLAN_TYPE, HEALTH_TYPE)
+        ]
+        self.tells_interventions = bool(self._decisions)
         self._topics = self._wanted()
         self._source = kind(path, self._topics)
         self.num_messages = self._source.num_messages
@@ -106,7 +123,7 @@ class BagStream:
     @property
     def num_topics(self) -> int:
         """Topics that the stack listens to in any case: sensors, CameraInfo, odometry, route."""
-        return len(set(self._topics) - {TF_STATIC, LABELS_TOPIC})
+        return len(set(self._topics) - {TF_STATIC, LABELS_TOPIC, *self._decisions})
 
     @property
     def warnings(self) -> list[str]:
@@ -153,7 +170,7 @@ class BagStream:
         if node.use_camera_info:
             by_type += [(c.camera_info_topic, CAMERA_INFO_TYPE) for c in rig.cameras if c.camera_info_topic]
         wanted += [topic for topic, type_name in by_type if self.types.get(topic) == type_name]
-        return wanted
+        return [*wanted, *self._decisions]
 
     def _handlers(self) -> dict[str, _Handler]:
         rig = self.rig
@@ -169,6 +186,7 @@ class BagStream:
         handlers[rig.odom_topic] = lambda message: self._odometry(message, ego)
         handlers[rig.route_topic] = lambda message: self._route(message, ego)
         handlers[LABELS_TOPIC] = _labels
+        handlers |= dict.fromkeys(self._decisions, _decision)
         return {topic: handlers[topic] for topic in self._topics}
 
     def _transforms(self, message: BagMessage, calibration: RigCalibration) -> Event | None:
@@ -231,3 +249,13 @@ def _camera_info_handler(calibration: RigCalibration, name: str) -> _Handler:
 def _labels(message: BagMessage) -> Event:
     tracks = tracks_from_message(message.message)
     return Event(message.stamp_ns, Labels(tracks.stamp_ns, tracks.boxes))
+
+
+def _decision(message: BagMessage) -> Event | None:
+    """Of a plan or a health message: an intervention, if it is one."""
+    found = message.message
+    if message.type_name == PLAN_TYPE:
+        intervened = found.candidate == -1
+    else:
+        intervened = found.state >= SafetyState.MINIMAL_RISK
+    return Event(message.stamp_ns, Intervention(stamp_ns(found))) if intervened else None

@@ -16,7 +16,7 @@ from typing import Any
 from e2e_perception import __version__
 from e2e_perception.cli.bag_stream import BagStream
 from e2e_perception.cli.inputs import rig_for_topics
-from e2e_perception.cli.offline import Event, Labels, play
+from e2e_perception.cli.offline import Event, Intervention, Labels, play
 from e2e_perception.cli.privacy import Privacy
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import StackConfig
@@ -234,7 +234,7 @@ def _write_clips(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Clips of a recording, those that are there excepted; facts of the shard and rows of its labels."""
     recipe = task.recipe
-    with BagStream(task.bag, task.rig, task.config, salvage=salvage) as stream:
+    with BagStream(task.bag, task.rig, task.config, salvage=salvage, interventions=True) as stream:
         has_labels = LABELS_TOPIC in stream.types
         builder = ClipBuilder(
             task.network,
@@ -249,15 +249,27 @@ def _write_clips(
         topics = sorted(stream.counts)
         sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
         labels: list[dict[str, Any]] = []
+        interventions: set[int] | None = set() if stream.tells_interventions else None
         numbers = itertools.count()
 
         def write(built: BuiltClip) -> None:
             clip_id = f"{next(numbers):06d}"
-            writer.write(clip_id, built.clip, _facts(built, task.bag_digest, topics, sources))
+            writer.write(
+                clip_id,
+                built.clip,
+                {
+                    **_facts(built, task.bag_digest, topics, sources),
+                    "interventions": _within(built, interventions),
+                },
+            )
             if has_labels:
                 labels.extend(_label_rows(clip_id, built, sources[0]))
 
-        play(recorder, _watched(stream, builder, progress), lambda built, _now, _frame: write(built))
+        play(
+            recorder,
+            _watched(stream, builder, interventions, progress),
+            lambda built, _now, _frame: write(built),
+        )
         builder.finish()
         for built in builder.finished():
             write(built)
@@ -306,7 +318,10 @@ def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:
 
 
 def _watched(
-    stream: BagStream, builder: ClipBuilder, progress: Callable[[float], None] | None
+    stream: BagStream,
+    builder: ClipBuilder,
+    interventions: set[int] | None,
+    progress: Callable[[float], None] | None,
 ) -> Iterator[Event]:
     total = max(stream.num_messages, 1)
 
@@ -317,7 +332,10 @@ def _watched(
     for event in stream.events(told):
         if isinstance(event.content, Labels):
             builder.add_labels(event.content.stamp_ns, event.content.boxes)
-        yield event
+        if not isinstance(event.content, Intervention):
+            yield event
+        elif interventions is not None:
+            interventions.add(event.content.stamp_ns)
 
 
 def _validity(network: NetworkConfig, inputs: Mapping[str, Any]) -> dict[str, bool]:
@@ -327,6 +345,14 @@ def _validity(network: NetworkConfig, inputs: Mapping[str, Any]) -> dict[str, bo
         for kind, names in slots.items()
         for slot, name in enumerate(names)
     }
+
+
+def _within(built: BuiltClip, instants: set[int] | None) -> int | None:
+    """How many of the instants lie in a clip; None if none are told."""
+    if instants is None:
+        return None
+    stamps_T = built.clip.stamps_ns_T
+    return sum(int(stamps_T[0]) <= instant <= int(stamps_T[-1]) for instant in instants)
 
 
 def _facts(built: BuiltClip, bag_digest: str, topics: list[str], sources: list[str]) -> dict[str, Any]:

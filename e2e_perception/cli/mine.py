@@ -25,8 +25,8 @@ def mine(
         list[str] | None,
         typer.Option(
             metavar="SIGNAL=VALUE",
-            help="Weight of uncertainty, disagreement, breaks, regret or novelty; repeatable. Those that are "
-            "not given weigh nothing.",
+            help="Weight of uncertainty, disagreement, breaks, regret, interventions or novelty; repeatable. "
+            "Those that are not given weigh nothing.",
             show_default="1 of each",
         ),
     ] = None,

@@ -26,17 +26,24 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Intervention:
+    """At this stamp [ns] the supervisor's stop was driven in place of a plan; the stack never sees it."""
+
+    stamp_ns: int
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that reached the robot.
 
     Attributes:
         arrival_ns: When [ns], the log time of the recording.
-        content: A sensor's message, odometry, a route (None: follow none), the rig with new calibration, or
-            labels.
+        content: A sensor's message, odometry, a route (None: follow none), the rig with new calibration,
+            labels, or an intervention.
     """
 
     arrival_ns: int
-    content: SensorMessage | EgoState | Route | Rig | Labels | None
+    content: SensorMessage | EgoState | Route | Rig | Labels | Intervention | None
 
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -104,7 +111,7 @@ def play(pipeline: Player[Result], events: Iterable[Event], each: Receiver[Resul
             pipeline.push_odometry(content)
         elif isinstance(content, Rig):
             pipeline.set_rig(content)
-        elif not isinstance(content, Labels):
+        elif not isinstance(content, (Labels, Intervention)):
             pipeline.set_route(content)
         for result in pipeline.poll(now_ns):
             each(result, now_ns, True)

@@ -54,6 +54,8 @@ _SCHEMA = pa.schema(
         ("speed_max_mps", pa.float32()),
         ("weather", pa.string()),
         ("label_sources", pa.list_(pa.string())),
+        # Instants at which the recorded stack's supervisor had the robot stop; null where it is not recorded.
+        ("interventions", pa.int64()),
     ]
 )
 FACTS = tuple(_SCHEMA.names[9:])

@@ -15,7 +15,6 @@ from rclpy.serialization import serialize_message
 
 from e2e_perception.core.config import TriggersConfig
 from e2e_perception.core.ego_motion import EgoMotionBuffer
-from e2e_perception.core.messages import HEALTH_TYPE
 from e2e_perception.core.results import FrameResult
 from e2e_perception.core.snippets import RawMessage, StackFacts
 from e2e_perception.data.snippet_writer import SnippetWriter
@@ -39,7 +38,7 @@ class EventRecorder:
         triggers: Triggers,
         facts: StackFacts,
         *,
-        health_topic: str,
+        node_name: str,
         now_ns: Callable[[], int],
         report: NodeReport,
         logger: Any,
@@ -50,12 +49,12 @@ class EventRecorder:
             config: Where snippets go, and how much of them.
             triggers: The rules.
             facts: What runs, for `event.json`.
-            health_topic: Full name of the node's health topic.
+            node_name: Of the node, with its namespace.
             now_ns: The node's clock.
             report: Gets what is wrong with the disk, and counts of what is lost.
             logger: Told each event and each finished snippet.
         """
-        self._triggers, self._health_topic = triggers, health_topic
+        self._triggers, self._node_name = triggers, node_name
         self._now_ns, self._report, self._logger = now_ns, report, logger
         store = SnippetStore(config.directory, config.quota_mb * 1_000_000)
         triggers.remember(store.fired_ns())
@@ -78,9 +77,9 @@ class EventRecorder:
         with self._lock:  # around the clock, too, so that threads do not overtake each other
             self._capture.take(RawMessage(topic, type_name, self._now_ns(), raw, latch))
 
-    def take_health(self, message: Any) -> None:
-        """Remember what the node itself has said."""
-        self.take(self._health_topic, HEALTH_TYPE, serialize_message(message), None)
+    def take_decision(self, topic: str, type_name: str, message: Any) -> None:
+        """Remember what the node itself has published, on a topic below its name."""
+        self.take(f"{self._node_name}/{topic}", type_name, serialize_message(message), None)
 
     def observe(self, result: FrameResult, odometry: EgoMotionBuffer) -> None:
         """Judge a frame."""

@@ -45,7 +45,8 @@ class Outputs:
     """The publishers of one node.
 
     Attributes:
-        on_health: Called with each health message that is published, if set.
+        on_decision: Called with topic below the node's name, type and message of each plan and each health
+            that is published, if set.
     """
 
     def __init__(self, node: Any, now_ns: Callable[[], int]) -> None:
@@ -55,7 +56,7 @@ class Outputs:
             node: A lifecycle node.
             now_ns: Its clock.
         """
-        self.on_health: Callable[[Any], None] | None = None
+        self.on_decision: Callable[[str, str, Any], None] | None = None
         self._make = RclpyFactory()
         self._now_ns = now_ns
         self._name = node.get_fully_qualified_name()
@@ -87,7 +88,10 @@ class Outputs:
         if result.tracks is not None:
             self._frames["tracks"].publish(tracks_message(make, result.tracks, base_frame))
         if result.plan is not None:
-            self._frames["plan"].publish(plan_message(make, result.plan, health, base_frame))
+            plan = plan_message(make, result.plan, health, base_frame)
+            self._frames["plan"].publish(plan)
+            if self.on_decision is not None:
+                self.on_decision("plan", PLAN_TYPE, plan)
             if config.publish_markers and self._heard("path"):
                 self._frames["path"].publish(path_message(make, result.plan, base_frame))
         if result.candidates is not None and config.publish_candidates and self._heard("plan_candidates"):
@@ -107,8 +111,8 @@ class Outputs:
         """Publish health, and diagnostics at most every `DIAGNOSTICS_PERIOD_S`."""
         message = health_message(self._make, health, stamp_ns, base_frame)
         self._health.publish(message)
-        if self.on_health is not None:
-            self.on_health(message)
+        if self.on_decision is not None:
+            self.on_decision(HEALTH_TOPIC, HEALTH_TYPE, message)
         now_s = time.monotonic()
         if now_s - self._last_diagnostics_s >= DIAGNOSTICS_PERIOD_S:
             self._last_diagnostics_s = now_s

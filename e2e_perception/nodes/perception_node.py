@@ -30,7 +30,7 @@ from rclpy.parameter import Parameter
 from e2e_perception.core.config import StackConfig, parameter_specs
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 from e2e_perception.core.results import FrameResult, Health, SafetyState
-from e2e_perception.nodes.outputs import HEALTH_TOPIC, Outputs
+from e2e_perception.nodes.outputs import Outputs
 from e2e_perception.nodes.parameters import StackParameters, declare, given_values, node_help
 from e2e_perception.nodes.process import run
 from e2e_perception.nodes.report import NodeReport
@@ -179,7 +179,7 @@ class PerceptionNode(LifecycleNode):
             self._worker.stop()
             self._worker = None
         if self._events is not None:
-            self._outputs.on_health = None
+            self._outputs.on_decision = None
             self._events.close()
             self._events = None
 
@@ -195,12 +195,12 @@ class PerceptionNode(LifecycleNode):
             self._stack_parameters.config.triggers,
             self._stack.triggers,
             self._stack.facts(),
-            health_topic=self.resolve_topic_name(f"~/{HEALTH_TOPIC}"),
+            node_name=self.get_fully_qualified_name(),
             now_ns=self._now_ns,
             report=self.report,
             logger=self.get_logger(),
         )
-        self._outputs.on_health = events.take_health
+        self._outputs.on_decision = events.take_decision
         return events
 
     # --- in: each callback leaves its message with the pipeline's thread ------------------------------------

@@ -25,7 +25,7 @@ from e2e_perception.model.network import JointNetwork
 from e2e_perception.training.perturbation import cross_modal_consistency
 from e2e_perception.training.rollout import Rollout, rollout
 
-SIGNALS = ("uncertainty", "disagreement", "breaks", "regret", "novelty")
+SIGNALS = ("uncertainty", "disagreement", "breaks", "regret", "interventions", "novelty")
 LEAST_SCORE = 0.1  # of a detection that is worth being unsure of
 NO_TRACK = -14.0  # log-probability that a slot of the memory without a track never reaches
 HORIZON_S = 3.0  # at which plans and drives are compared
@@ -38,7 +38,8 @@ class Mined:
     Attributes:
         index: Of the clip among those that were looked at.
         score: 0 to 1, weighted mean of the ranks.
-        signals: By name, in their own units: nats, nats, probability, m, standard deviations.
+        signals: By name, in their own units: nats, nats, probability, m, instants, standard
+            deviations.
         ranks: The same as shares of clips that have less.
     """
 
@@ -88,6 +89,8 @@ def mine(
         signals["uncertainty"].append(uncertainty(result))
         signals["breaks"].append(breaks(result))
         signals["regret"].append(regret(result, batch, model.config.times_T))
+        store, row = clips[index]
+        signals["interventions"].append(float(store.rows[row]["interventions"] or 0))
         features.append(feature(result))
         if progress is not None:
             progress(index + 1, len(dataset))

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,24 @@ import yaml
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
-from short_drive import NUM_FRAMES, RIG, SPEED, odometry, sensor_messages
+from pyarrow import parquet
+from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, odometry, sensor_messages
 
 from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
 from e2e_perception.cli.main import main
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.errors import InputError
+from e2e_perception.core.messages import HEALTH_TYPE, PLAN_TYPE, health_message, plan_message
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
-from e2e_perception.data.bags import write_scenario_bag
+from e2e_perception.core.results import Health, SafetyState
+from e2e_perception.core.trajectories import Plan
+from e2e_perception.data.bags import BagSource, BagWriter, project_typestore, write_scenario_bag
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 5
+STORE = project_typestore()
 
 Ingest = Callable[..., dict[str, Any]]
 
@@ -103,6 +109,65 @@ def test_without_labels_nobody_is_said_to_be_absent(unlabelled: Path, tmp_path: 
     assert not store.read(0).labels_valid
     assert len(store.labelled("train")) == len(store.labelled("validation")) == 0
     assert read_labels(Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])) == []
+
+
+def with_decisions(source: Path, path: Path, stops: set[int], minimal_risk: set[int]) -> Path:
+    """A recording with what the stack said of each frame, 120 ms after it: a plan, and its health."""
+    make_plan = partial(
+        Plan,
+        times_P=np.array([0.5, 1.0]),
+        points_P2=np.array([[1.0, 0.0], [2.0, 0.0]]),
+        yaws_P=np.zeros(2),
+        speeds_P=np.full(2, 2.0),
+        accelerations_P=np.zeros(2),
+        costs={},
+    )
+    with BagSource(source) as bag:
+        rows = [(stamp_ns, topic, kind, raw) for topic, kind, stamp_ns, raw in bag.raw_messages()]
+    with BagWriter(path) as out:
+        for k in range(NUM_FRAMES):
+            stamp_ns = START_NS + k * PERIOD_NS
+            state = SafetyState.MINIMAL_RISK if k in minimal_risk else SafetyState.DEGRADED
+            health = Health(state, (), (), "", "", 1, 1, {}, {})
+            plan = make_plan(stamp_ns=stamp_ns, candidate=-1 if k in stops else 3)
+            for topic, kind, message in (
+                ("/perception_node/plan", PLAN_TYPE, plan_message(out.make, plan, health, "base_link")),
+                (
+                    "/perception_node/health",
+                    HEALTH_TYPE,
+                    health_message(out.make, health, stamp_ns, "base_link"),
+                ),
+            ):
+                rows.append((stamp_ns + 120_000_000, topic, kind, STORE.serialize_cdr(message, kind)))
+        for stamp_ns, topic, kind, raw in sorted(rows, key=lambda row: row[0]):
+            out.write_raw(topic, kind, stamp_ns, raw)
+    return path
+
+
+def test_a_clip_knows_how_often_the_supervisor_intervened(
+    unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    said = with_decisions(unlabelled, tmp_path / "said", {1, 2, 6, 19}, {2, 3})
+    ingest(tmp_path / "plain", unlabelled)
+    ingest(tmp_path / "set", said)
+    (plain,), (store,) = open_clips(tmp_path / "plain"), open_clips(tmp_path / "set")
+    assert [row["interventions"] for row in store.rows] == [3, 1, 0, 1]
+    assert [row["interventions"] for row in plain.rows] == [None] * 4
+    # The stack's own words change nothing of what is learned from.
+    for index in range(4):
+        with_words, without = store.read(index), plain.read(index)
+        for name, values in without.arrays().items():
+            np.testing.assert_array_equal(with_words.arrays()[name], values)
+
+
+def test_an_index_from_before_interventions_were_told_says_that_they_are_not_known(
+    unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    told = ingest(tmp_path / "set", unlabelled)
+    index = Dataset(tmp_path / "set").directory(told["bags"][0]["shard"]) / "index.parquet"
+    parquet.write_table(parquet.read_table(index).drop_columns(["interventions"]), index)
+    (store,) = open_clips(tmp_path / "set")
+    assert [row["interventions"] for row in store.rows] == [None] * 4
 
 
 def test_order_does_not_matter_and_nothing_is_written_twice(

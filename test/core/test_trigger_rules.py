@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from e2e_perception.core.config import config_from_parameters
 from e2e_perception.core.errors import ConfigError
-from e2e_perception.core.trigger_rules import comparisons, trigger_rules
+from e2e_perception.core.trigger_rules import SIGNALS, comparisons, trigger_rules
 
 
 def test_a_rule_is_read_with_its_defaults() -> None:
@@ -81,3 +82,9 @@ def test_a_name_stands_for_one_rule() -> None:
 def test_a_snippet_has_to_be_able_to_hold_one_event() -> None:
     with pytest.raises(ConfigError, match="before_s 40 and after_s 30 are together more than longest_s 60"):
         config_from_parameters({"triggers.before_s": 40.0, "triggers.after_s": 30.0})
+
+
+def test_the_documentation_lists_every_signal() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in SIGNALS:
+        assert f"`{'tracks.CLASS' if name.startswith('tracks.') else name}`" in text, name

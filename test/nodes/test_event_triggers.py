@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,18 +17,20 @@ from lifecycle_msgs.msg import Transition
 from nav_msgs.msg import Path as PathMessage
 from node_harness import PERIOD_NS, RIG, SECOND, Robot, drops, make, path, sensor
 
+from e2e_perception.core.config import NodeConfig
 from e2e_perception.core.frames import SE3
 from e2e_perception.core.message_inputs import stamp_ns
 from e2e_perception.core.sensor_messages import transform_message
 from e2e_perception.data.bags import BagSource
 from e2e_perception.data.snippets import LOCK, UNFINISHED, read_info
 from e2e_perception.nodes.qos import latched_qos
+from e2e_perception.nodes.sensor_inputs import rig_inputs
 
 pytestmark = pytest.mark.ros
 
 LIDAR_TOPIC, CAMERA_TOPIC = RIG.sensor("top").topic, RIG.sensor("front").topic
 INFO_TOPIC = str(RIG.cameras[0].camera_info_topic)
-HEALTH_TOPIC = "/perception_node/health"
+HEALTH_TOPIC, PLAN_TOPIC = "/perception_node/health", "/perception_node/plan"
 LOST = "{name: camera-lost, when: lost.front >= 1, cooldown_s: 0, priority: 3}"
 
 
@@ -108,6 +111,31 @@ def test_a_rule_that_fires_leaves_a_bag_with_the_sensors_around_the_event(
     assert {"/route", INFO_TOPIC} <= set(held)
     said = {stamp_ns(m.message): m.message for m in messages if m.topic == HEALTH_TOPIC}
     assert any(reason.startswith("front: ") for reason in said[at_ns].reasons)
+    assert at_ns in stamps[PLAN_TOPIC]
+
+
+def test_static_transforms_replace_those_of_the_same_children_alone() -> None:
+    def ignore(*_: Any) -> None:
+        raise AssertionError("nothing was published")
+
+    inputs = rig_inputs(
+        RIG, NodeConfig(), on_sensor=ignore, on_camera_info=ignore, on_odometry=ignore, on_route=ignore,
+        on_transforms=ignore,
+    )  # fmt: skip
+    latches = {given.name: given.latch for given in inputs}
+    assert {name for name, latch in latches.items() if latch is None} == {
+        "lidar top",
+        "camera front",
+        "odometry",
+    }
+
+    def transforms(*children: str) -> Any:
+        return SimpleNamespace(transforms=[SimpleNamespace(child_frame_id=child) for child in children])
+
+    of_tf = latches["static TF"]
+    assert of_tf is not None
+    assert of_tf(transforms("lidar", "camera")) == of_tf(transforms("camera", "lidar"))
+    assert len({of_tf(transforms(*c)) for c in (("lidar",), ("camera",), ("lidar", "camera"))}) == 3
 
 
 def test_static_transforms_of_several_publishers_are_in_every_snippet(

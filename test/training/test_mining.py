@@ -22,6 +22,7 @@ class Store:
 
     def __init__(self, clips: list[Clip]) -> None:
         self.clips = clips
+        self.rows: list[dict[str, int | None]] = [{"interventions": None} for _ in clips]
 
     def read(self, index: int) -> Clip:
         return self.clips[index]
@@ -51,6 +52,15 @@ def test_every_clip_is_listed_once_with_all_its_signals() -> None:
         assert all(0.0 <= value <= 1.0 for value in (*item.ranks.values(), item.score))
     assert mined(common(), count=3)[0].index == found[0].index
     assert len(mined(common(), count=3)) == 3
+
+
+def test_clips_in_which_the_supervisor_intervened_come_first_where_that_is_asked_for() -> None:
+    store = Store(common(4))
+    store.rows[1]["interventions"], store.rows[2]["interventions"] = 2, 7
+    clips = [(store, i) for i in range(4)]
+    found = mine(network(), clips, count=4, weights={"interventions": 1.0}, diversity=0.0)
+    assert [item.index for item in found[:2]] == [2, 1]
+    assert [item.signals["interventions"] for item in found] == [7.0, 2.0, 0.0, 0.0]
 
 
 def test_a_clip_unlike_the_others_is_the_newest() -> None:
