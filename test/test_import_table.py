@@ -69,6 +69,7 @@ TABLE = {
 # What single files may import beyond their room. Nothing else in their room may.
 FILES = {
     "data/dataset.py": room("", "torch"),
+    "data/label_merging.py": room("", "scipy"),
     # A robot has no simulator; this node is for the others.
     "nodes/sim_node.py": room("simulation evaluation"),
     "deploy/export.py": room("model", "torch onnx onnxscript onnxruntime safetensors"),

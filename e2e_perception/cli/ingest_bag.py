@@ -59,7 +59,7 @@ class Recipe:
     privacy: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """For `shard.json` and the shard's name, which without privacy is what it was before there was any."""
+        """For `shard.json` and the shard's name, which without privacy is what it used to be."""
         said = asdict(self)
         return said if self.privacy else {key: value for key, value in said.items() if key != "privacy"}
 

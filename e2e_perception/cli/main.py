@@ -13,6 +13,7 @@ import typer
 import e2e_perception
 from e2e_perception.cli import (
     audit,
+    autolabel,
     bundle,
     compare,
     dataset,
@@ -23,6 +24,7 @@ from e2e_perception.cli import (
     export,
     import_log,
     ingest,
+    label,
     mine,
     pareto,
     replay,
@@ -73,6 +75,8 @@ for _module in (
     ingest,
     audit,
     mine,
+    autolabel,
+    label,
     drive,
     track,
     train,

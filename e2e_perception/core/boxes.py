@@ -12,6 +12,8 @@ from e2e_perception.core.errors import InputError
 # Order is part of the tensor contract; a bundle that states another order is refused.
 # `obstacle` is whatever else stands or lies where one might drive: lost cargo, a cone, a barrier.
 CLASSES: tuple[str, ...] = ("car", "truck", "pedestrian", "cyclist", "obstacle")
+# Vehicles, people and things; within a group classes are easily confused.
+GROUP_OF = {"car": 0, "truck": 0, "pedestrian": 1, "cyclist": 1, "obstacle": 2}
 
 
 @dataclass(frozen=True)

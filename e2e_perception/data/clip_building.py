@@ -21,13 +21,13 @@ from e2e_perception.core.clips import MAX_LABELS, Clip
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2, wrap_angle
-from e2e_perception.core.network_config import BOX_FIELDS, NetworkConfig
+from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.data.histories import LabelHistory, PoseHistory
+from e2e_perception.data.label_slots import box_rows, empty_rows, loss_weights, nearest_inside
 
 RASTERS = ("lidar_raster", "radar_raster")  # kept in half precision
 PERIOD_SLACK_NS = 20_000_000  # a frame this much early still counts as one period later
 LONGEST_STEP = 2.5  # periods between frames of one clip
-VISIBLE_SCORE = 0.0  # a label of this confidence is of something that no sensor saw
 LABEL_PATIENCE_NS = 2_000_000_000  # labels that lag odometry by more are not waited for
 
 
@@ -295,37 +295,18 @@ class ClipBuilder:
         base_from_odom = pose.inverse()
         boxes = self._labels.at(frame.stamp_ns)
         centers_N2 = base_from_odom.apply(boxes.centers_N3[:, :2])
-        inside = np.flatnonzero(self.network.grid.contains(centers_N2))
-        order = np.argsort(np.linalg.norm(centers_N2[inside], axis=1), kind="stable")
-        kept = inside[order][:MAX_LABELS]
+        kept = nearest_inside(centers_N2, self.network.grid)
         boxes, centers_N2 = boxes.select(kept), centers_N2[kept]
         yaws = wrap_angle(boxes.yaws_N + base_from_odom.yaw)
         velocities_N2 = base_from_odom.rotate(boxes.velocities_N2)
         n, num_steps = len(boxes), self.network.horizon_steps
-        columns = {
-            "x": centers_N2[:, 0],
-            "y": centers_N2[:, 1],
-            "z": boxes.centers_N3[:, 2],
-            "log_length": np.log(boxes.sizes_N3[:, 0]),
-            "log_width": np.log(boxes.sizes_N3[:, 1]),
-            "log_height": np.log(boxes.sizes_N3[:, 2]),
-            "sin_yaw": np.sin(yaws),
-            "cos_yaw": np.cos(yaws),
-            "vx": velocities_N2[:, 0],
-            "vy": velocities_N2[:, 1],
-        }
-        rows = np.zeros((MAX_LABELS, len(BOX_FIELDS)), np.float32)
-        rows[:, BOX_FIELDS.index("cos_yaw")] = 1.0
-        rows[:n] = np.stack([np.asarray(columns[name]) for name in BOX_FIELDS], axis=1)
+        rows = empty_rows()
+        rows[:n] = box_rows(centers_N2, boxes.centers_N3[:, 2], boxes.sizes_N3, yaws, velocities_N2)
         class_ids = np.zeros(MAX_LABELS, np.int64)
         ids = np.full(MAX_LABELS, -1, np.int64)
         confidence = np.zeros(MAX_LABELS, np.float32)
         class_ids[:n], ids[:n], confidence[:n] = boxes.class_ids_N, boxes.ids_N, boxes.scores_N
-        visible = confidence > VISIBLE_SCORE
-        seen |= set(ids[visible].tolist())
-        # Of something that was seen a moment ago one can know; how sure is as sure as the label was then.
-        known = np.array([identity in seen for identity in ids.tolist()])
-        weights = np.where(visible, confidence, np.where(known & (ids >= 0), 1.0, 0.0)).astype(np.float32)
+        visible, weights = loss_weights(confidence, ids, seen)
         futures = np.zeros((MAX_LABELS, num_steps, 2), np.float32)
         futures_valid = np.zeros((MAX_LABELS, num_steps), np.bool_)
         ego_future = np.zeros((num_steps, 3), np.float32)

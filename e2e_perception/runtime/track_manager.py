@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from e2e_perception.core.boxes import CLASSES, Boxes
+from e2e_perception.core.boxes import CLASSES, GROUP_OF, Boxes
 from e2e_perception.core.config import TrackingConfig
 from e2e_perception.core.errors import ContractError, InputError
 from e2e_perception.core.frames import SE2
@@ -27,8 +27,7 @@ from e2e_perception.runtime.track_state import TrackState
 
 Array = NDArray[np.float64]
 
-# A track never changes from a vehicle into a person or a thing; within a group classes are easily confused.
-GROUP_OF = {"car": 0, "truck": 0, "pedestrian": 1, "cyclist": 1, "obstacle": 2}
+# A track never changes from a vehicle into a person or a thing.
 CLASS_GROUPS = np.array([GROUP_OF[name] for name in CLASSES])
 LEAST_LOG_PROBABILITY = -50.0
 FORBIDDEN = 1.0e4  # cost of an association that must not be; above any sum of two others
