@@ -18,20 +18,12 @@ from torch.utils.data import Dataset
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE2
-from e2e_perception.core.network_config import (
-    BOX_FIELDS,
-    COST_TERMS,
-    EGO_FIELDS,
-    LIDAR_CHANNELS,
-    RADAR_CHANNELS,
-    NetworkConfig,
-)
+from e2e_perception.core.network_config import COST_TERMS, EGO_FIELDS, NetworkConfig
 from e2e_perception.data.augmentation import Degradations, with_degradations
+from e2e_perception.data.bev_augmentation import BevAugmentation, mirrored, with_bev_augmentation
 
 if TYPE_CHECKING:
     from e2e_perception.data.clip_store import ClipStore
-
-_LEFT, _RIGHT = "left", "right"
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,7 @@ class Augmentation:
         mirror: Left and right are exchanged in every second clip.
         dropout: Sensors that are lost.
         degradations: Sensors that are spoiled.
+        bev: Errors of the robot's own pose and calibration.
         ego_noise: Chance that the robot's acceleration is not told, lest the plan copies what is being done
             instead of looking why (de Haan et al. 2019).
     """
@@ -72,6 +65,7 @@ class Augmentation:
     mirror: bool = False
     dropout: Dropout | None = None
     degradations: Degradations | None = None
+    bev: BevAugmentation | None = None
     ego_noise: float = 0.0
 
 
@@ -128,6 +122,8 @@ def augmented(
         arrays = mirrored(arrays, network)
     if augmentation.degradations is not None:
         arrays = with_degradations(arrays, augmentation.degradations, rng, grid=network.grid)
+    if augmentation.bev is not None:
+        arrays = with_bev_augmentation(arrays, augmentation.bev, network, rng)
     if augmentation.dropout is not None:
         arrays = with_dropout(arrays, augmentation.dropout, rng)
     if rng.random() < augmentation.ego_noise:
@@ -187,66 +183,6 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
             else clip.plan_costs_TCK
         ),
     }
-
-
-def mirrored(arrays: dict[str, NDArray[Any]], network: NetworkConfig) -> dict[str, NDArray[Any]]:
-    """The world seen in a mirror along the robot's x axis: left and right exchanged everywhere.
-
-    Args:
-        arrays: From `clip_arrays`; the grid must be symmetric in y.
-        network: Its slots; cameras and radars whose names differ only in left and right change places.
-    Returns:
-        New arrays; mirroring twice gives the original.
-    """
-    out = dict(arrays)
-    width = network.image_width
-    cameras = _mirror_slots(network.cameras)
-    flip_u = np.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
-    flip_y = np.diag([1.0, -1.0, 1.0, 1.0]).astype(np.float32)
-    out["images"] = arrays["images"][:, cameras, :, ::-1]
-    out["camera_valid"] = arrays["camera_valid"][:, cameras]
-    out["image_from_base"] = flip_u @ arrays["image_from_base"][:, cameras] @ flip_y
-    out["radar_valid"] = arrays["radar_valid"][:, _mirror_slots(network.radars)]
-    out["lidar_raster"] = arrays["lidar_raster"][..., ::-1, :]
-    radar = arrays["radar_raster"][..., ::-1, :].copy()
-    radar[:, RADAR_CHANNELS.index("doppler_y")] *= -1.0
-    out["radar_raster"] = radar
-    assert len(LIDAR_CHANNELS) == arrays["lidar_raster"].shape[1]
-    out["maps"] = arrays["maps"][..., ::-1, :]
-    out["ego_state"] = _negated(
-        arrays["ego_state"], [EGO_FIELDS.index(n) for n in ("yaw_rate", "lateral_offset", "heading_error")]
-    )
-    out["route"] = _negated(arrays["route"], [1, 3])
-    out["boxes"] = _negated(arrays["boxes"], [BOX_FIELDS.index(n) for n in ("y", "sin_yaw", "vy")])
-    out["futures"] = _negated(arrays["futures"], [1])
-    out["ego_future"] = _negated(arrays["ego_future"], [1])
-    # Offsets vary fastest in the vocabulary and are symmetric.
-    priced = arrays["plan_costs"].reshape(
-        len(arrays["plan_costs"]), len(network.plan_accelerations), len(network.plan_offsets), -1
-    )
-    assert network.plan_offsets == tuple(-offset for offset in reversed(network.plan_offsets))
-    out["plan_costs"] = priced[:, :, ::-1].reshape(arrays["plan_costs"].shape)
-    out["memory_from_base"] = _negated(arrays["memory_from_base"], [1, 2])
-    out["bev_theta"] = np.stack(
-        [network.bev_grid.sampling_theta(SE2(*pose)) for pose in out["memory_from_base"].tolist()]
-    )
-    return out
-
-
-def _negated(array: NDArray[Any], columns: list[int]) -> NDArray[Any]:
-    sign = np.ones(array.shape[-1], np.float32)
-    sign[columns] = -1.0
-    return array * sign
-
-
-def _mirror_slots(names: tuple[str, ...]) -> list[int]:
-    """For each slot, the index of the slot on the other side."""
-    swap = {_LEFT: _RIGHT, _RIGHT: _LEFT}
-    order = []
-    for name in names:
-        other = "_".join(swap.get(part, part) for part in name.split("_"))
-        order.append(names.index(other) if other in names else names.index(name))
-    return order
 
 
 def with_dropout(

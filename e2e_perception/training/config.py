@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.named_files import offending_keys, read_named
 from e2e_perception.core.network_config import SIZES, NetworkConfig
+from e2e_perception.data.bev_augmentation import BevAugmentation
 
 FOLDER = "training"  # in config/
 LOSS_NAMES = (
@@ -189,7 +190,8 @@ class TrainingConfig(_Frozen):
     recompute: bool = Field(
         False, description="Gradient checkpointing of the encoder: less memory, more time."
     )
-    mirror: bool = True
+    mirror: bool = Field(True, description="Whether left and right are exchanged in every second clip.")
+    bev: BevAugmentation = Field(default_factory=BevAugmentation)
     ego_noise: float = Field(
         0.3, ge=0, le=1, description="Chance that a clip hides the robot's acceleration."
     )

@@ -195,6 +195,7 @@ class _Loop:
             mirror=config.mirror,
             dropout=Dropout().scaled(stage.dropout) if stage.dropout > 0 else None,
             degradations=Degradations(strength=stage.degradation) if stage.degradation > 0 else None,
+            bev=config.bev,
             ego_noise=config.ego_noise,
         )
         order = Order(

@@ -28,7 +28,6 @@ from e2e_perception.data.dataset import (
     ClipDataset,
     Dropout,
     clip_arrays,
-    mirrored,
     with_dropout,
 )
 from e2e_perception.model.losses import LOSSES, OBJECTIVES
@@ -553,23 +552,6 @@ def test_training_improves_the_figures_of_the_evaluation(tmp_path: Path) -> None
     assert after["plan_l2_3s_m"] < before["plan_l2_3s_m"]
     blind = evaluate_open_loop(trained, store.all(), control="no_sensors")
     assert blind["recall"] < after["recall"]
-
-
-def test_mirroring_twice_is_the_identity_and_once_moves_left_to_right() -> None:
-    arrays = clip_arrays(synthetic_clip(seed=3), SMALL)
-    once = mirrored(arrays, SMALL)
-    twice = mirrored(once, SMALL)
-    for name, value in arrays.items():
-        np.testing.assert_allclose(
-            np.asarray(twice[name], float), np.asarray(value, float), atol=1e-4, err_msg=name
-        )
-    np.testing.assert_allclose(once["boxes"][..., 1], -arrays["boxes"][..., 1])
-    # A point and its mirror image project to mirrored pixels of the exchanged camera.
-    point, image = np.array([15.0, 3.0, 1.0, 1.0]), np.array([15.0, -3.0, 1.0, 1.0])
-    left, right = SMALL.cameras.index("left"), SMALL.cameras.index("right")
-    u = arrays["image_from_base"][0, left] @ point
-    v = once["image_from_base"][0, right] @ image
-    np.testing.assert_allclose(v[0] / v[2], SMALL.image_width - 1 - u[0] / u[2], rtol=1e-4)
 
 
 def test_dropout_never_leaves_the_network_without_lidar_and_without_cameras() -> None:

@@ -1,0 +1,300 @@
+"""The world of a clip mirrored, and what the robot believes of its pose and its cameras made a little wrong.
+
+A mirror changes inputs and labels alike, so that a clip stays true of itself. Noise of poses and calibration
+changes inputs alone: the network has to live with it. Every array of a clip is named here; one that is not is
+refused, because nobody has said what becomes of it.
+
+Legend: T frames, N cameras, R route points, P plan proposals, Y X cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from e2e_perception.core.errors import InputError
+from e2e_perception.core.frames import SE2, rotation_from_rpy
+from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, RADAR_CHANNELS, NetworkConfig
+
+Arrays = dict[str, NDArray[Any]]
+
+ROUTE_FIELDS = ("x", "y", "tangent_x", "tangent_y")
+PLANE_FIELDS = ("x", "y")
+POSE_FIELDS = ("x", "y", "yaw")
+
+# What is the same on either side of the robot and in every direction.
+INVARIANT = frozenset(
+    (
+        "memory_valid",
+        "class_ids",
+        "ids",
+        "weights",
+        "present",
+        "visible",
+        "futures_valid",
+        "ego_future_valid",
+        "maps_valid",
+        "labels_valid",
+    )
+)
+# What is somewhere, or points somewhere, or belongs to a sensor that does.
+MOVED = frozenset(
+    (
+        "images",
+        "image_from_base",
+        "camera_valid",
+        "lidar_raster",
+        "lidar_valid",
+        "radar_raster",
+        "radar_valid",
+        "ego_state",
+        "route",
+        "bev_theta",
+        "memory_from_base",
+        "boxes",
+        "futures",
+        "ego_future",
+        "maps",
+        "plan_costs",
+    )
+)
+
+_LEFT, _RIGHT = "left", "right"
+
+
+class BevAugmentation(BaseModel):
+    """How often a clip is seen with errors of the robot's own pose and calibration; by default never.
+
+    The mirror is `TrainingConfig.mirror`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ego_pose: float = Field(0.0, ge=0, le=1, description="Chance that the robot's steps are noisy.")
+    ego_pose_metres: float = Field(
+        0.03, ge=0, description="Standard deviation of a step from frame to frame, each axis [m]."
+    )
+    ego_pose_degrees: float = Field(
+        0.2, ge=0, description="Standard deviation of a turn from frame to frame [deg]."
+    )
+    calibration: float = Field(
+        0.0, ge=0, le=1, description="Chance that every camera is a little off its calibration."
+    )
+    calibration_degrees: float = Field(
+        0.3, ge=0, description="Standard deviation of a camera's turn, about each axis [deg]."
+    )
+    calibration_metres: float = Field(
+        0.02, ge=0, description="Standard deviation of a lens's place, along each axis [m]."
+    )
+    calibration_focal: float = Field(
+        0.005, ge=0, le=0.1, description="Standard deviation of a focal length's error, as a share of it."
+    )
+
+
+def with_bev_augmentation(
+    arrays: Arrays, config: BevAugmentation, network: NetworkConfig, rng: np.random.Generator
+) -> Arrays:
+    """A clip after what `config` asks for.
+
+    Args:
+        arrays: From `clip_arrays`.
+        config: What may happen.
+        network: That the clip is for.
+        rng: Each change has a stream of its own, spawned from it, so that another chance of one does not
+            change what the other does.
+    Returns:
+        New arrays of the same shapes and types.
+    Raises:
+        InputError: If an array is not known here, or missing.
+    """
+    check_known(arrays)
+    for_pose, for_calibration = rng.spawn(2)
+    if for_pose.random() < config.ego_pose:
+        arrays = with_pose_noise(
+            arrays,
+            network,
+            for_pose,
+            metres=config.ego_pose_metres,
+            radians=float(np.radians(config.ego_pose_degrees)),
+        )
+    if for_calibration.random() < config.calibration:
+        arrays = with_calibration_noise(
+            arrays,
+            for_calibration,
+            radians=float(np.radians(config.calibration_degrees)),
+            metres=config.calibration_metres,
+            focal=config.calibration_focal,
+        )
+    return arrays
+
+
+def check_known(arrays: Arrays) -> None:
+    """Raise `InputError` unless the arrays of a clip are those that this file says something about."""
+    expected = INVARIANT | MOVED
+    unknown, missing = sorted(set(arrays) - expected), sorted(expected - set(arrays))
+    if unknown:
+        raise InputError(
+            f"nobody has said what becomes of {', '.join(map(repr, unknown))} in a mirror; put it into "
+            "INVARIANT or MOVED of data/bev_augmentation.py, and what is done to it beside them"
+        )
+    if missing:
+        raise InputError(f"clip has no {', '.join(map(repr, missing))}; expected what `clip_arrays` returns")
+
+
+# ---------------------------------------------------------------- the mirror
+
+
+def mirrored(arrays: Arrays, network: NetworkConfig) -> Arrays:
+    """The world seen in a mirror along the robot's x axis: left and right exchanged everywhere.
+
+    Who drives on the right drives on the left in it, and letters are reversed.
+
+    Args:
+        arrays: From `clip_arrays`.
+        network: Its slots; sensors whose names differ only in left and right change places. A sensor without
+            such a counterpart stays in its slot and looks to the other side.
+    Returns:
+        New arrays; mirroring twice gives the original. Prices of a plan vocabulary that is not symmetric are
+        gone (NaN), because the mirrored proposals are not in it.
+    Raises:
+        InputError: If the grid is not symmetric in y, or an array is not known here, or missing.
+    """
+    check_known(arrays)
+    grid = network.grid
+    if grid.y_min != -grid.y_max:
+        raise InputError(
+            f"grid covers y from {grid.y_min:g} to {grid.y_max:g} m, expected as much to the left as to the "
+            "right; train with `mirror: false`"
+        )
+    out = dict(arrays)
+    cameras = _mirror_slots(network.cameras)
+    flip_u = np.array([[-1.0, 0.0, network.image_width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    flip_y = np.diag([1.0, -1.0, 1.0, 1.0]).astype(np.float32)
+    out["images"] = arrays["images"][:, cameras, :, ::-1]
+    out["image_from_base"] = flip_u @ arrays["image_from_base"][:, cameras] @ flip_y
+    out["camera_valid"] = arrays["camera_valid"][:, cameras]
+    out["lidar_valid"] = arrays["lidar_valid"][:, _mirror_slots(network.lidars)]
+    out["radar_valid"] = arrays["radar_valid"][:, _mirror_slots(network.radars)]
+    out["lidar_raster"] = arrays["lidar_raster"][..., ::-1, :]
+    radar = arrays["radar_raster"][..., ::-1, :].copy()
+    radar[:, RADAR_CHANNELS.index("doppler_y")] *= -1.0
+    out["radar_raster"] = radar
+    out["maps"] = arrays["maps"][..., ::-1, :]
+    out["ego_state"] = _negated(
+        arrays["ego_state"], EGO_FIELDS, ("yaw_rate", "lateral_offset", "heading_error")
+    )
+    out["route"] = _negated(arrays["route"], ROUTE_FIELDS, ("y", "tangent_y"))
+    out["boxes"] = _negated(arrays["boxes"], BOX_FIELDS, ("y", "sin_yaw", "vy"))
+    out["futures"] = _negated(arrays["futures"], PLANE_FIELDS, ("y",))
+    out["ego_future"] = _negated(arrays["ego_future"], PLANE_FIELDS, ("y",))
+    out["plan_costs"] = _mirrored_costs(arrays["plan_costs"], network)
+    out["memory_from_base"] = _negated(arrays["memory_from_base"], POSE_FIELDS, ("y", "yaw"))
+    out["bev_theta"] = _thetas(out["memory_from_base"], network)
+    return out
+
+
+def _mirrored_costs(plan_costs_TP5: NDArray[np.float32], network: NetworkConfig) -> NDArray[np.float32]:
+    """Each proposal's price is that of the one that swerves as far to the other side."""
+    if network.plan_offsets != tuple(-offset for offset in reversed(network.plan_offsets)):
+        return np.full_like(plan_costs_TP5, np.nan)
+    # Offsets vary fastest in the vocabulary.
+    shape = (len(plan_costs_TP5), len(network.plan_accelerations), len(network.plan_offsets), -1)
+    return plan_costs_TP5.reshape(shape)[:, :, ::-1].reshape(plan_costs_TP5.shape)
+
+
+def _negated(array: NDArray[Any], fields: tuple[str, ...], names: tuple[str, ...]) -> NDArray[Any]:
+    sign = np.ones(array.shape[-1], array.dtype)
+    sign[[fields.index(name) for name in names]] = -1.0
+    return array * sign
+
+
+def _mirror_slots(names: tuple[str, ...]) -> list[int]:
+    """For each slot, the index of the slot on the other side."""
+    swap = {_LEFT: _RIGHT, _RIGHT: _LEFT}
+    order = []
+    for name in names:
+        other = "_".join(swap.get(part, part) for part in name.split("_"))
+        order.append(names.index(other) if other in names else names.index(name))
+    return order
+
+
+def _thetas(memory_from_base_T3: NDArray[Any], network: NetworkConfig) -> NDArray[np.float32]:
+    """(T, 2, 3) how the remembered map is sampled after each step of the robot."""
+    grid = network.bev_grid
+    return np.stack([grid.sampling_theta(SE2(*pose)) for pose in memory_from_base_T3.tolist()])
+
+
+# ---------------------------------------------------------------- what the robot believes
+
+
+def with_pose_noise(
+    arrays: Arrays, network: NetworkConfig, rng: np.random.Generator, *, metres: float, radians: float
+) -> Arrays:
+    """The robot's steps from frame to frame, by which it moves its memory, are off.
+
+    Each frame's error is its own: a drift, which is the same in consecutive frames, is left out. Labels and
+    `ego_state` stay, and so does what the sensors saw.
+
+    Args:
+        arrays: From `clip_arrays`.
+        network: For the grid of the memory.
+        rng: Draws.
+        metres: Standard deviation of x and of y [m].
+        radians: Of yaw [rad].
+    Returns:
+        New `memory_from_base` and `bev_theta`; the other arrays are the same objects.
+    """
+    steps_T3 = arrays["memory_from_base"]
+    noise_T3 = rng.standard_normal(steps_T3.shape) * (metres, metres, radians)
+    moved_T3 = (steps_T3 + noise_T3).astype(steps_T3.dtype)
+    return {**arrays, "memory_from_base": moved_T3, "bev_theta": _thetas(moved_T3, network)}
+
+
+def with_calibration_noise(
+    arrays: Arrays, rng: np.random.Generator, *, radians: float, metres: float, focal: float
+) -> Arrays:
+    """Every camera is not quite where its calibration says, not quite so turned, and not quite so long.
+
+    The error is a camera's own and the same in all frames. Pictures stay as they are and the projection is
+    wrong, which is the same to the network. The axes of turn and shift are those of the base frame of each
+    frame; a turn of the robot since the exposure, which the projection holds, is left out, and so are the
+    principal point and distortion.
+
+    Args:
+        arrays: From `clip_arrays`.
+        rng: Draws.
+        radians: Standard deviation of roll, pitch and yaw about the lens [rad].
+        metres: Of the lens's x, y and z [m].
+        focal: Of the focal length, as a share of it.
+    Returns:
+        New `image_from_base`; the other arrays are the same objects. Cameras that are not valid keep theirs,
+        which may be a placeholder.
+    """
+    projection = arrays["image_from_base"].astype(np.float64)  # (T, N, 3, 4)
+    num_cameras = projection.shape[1]
+    turns_N3 = radians * rng.standard_normal((num_cameras, 3))
+    shifts_N3 = metres * rng.standard_normal((num_cameras, 3))
+    scales_N = np.exp(focal * rng.standard_normal(num_cameras))
+    for n in range(num_cameras):
+        seen_T = arrays["camera_valid"][:, n] > 0.5
+        linear_T33, last_T3 = projection[seen_T, n, :, :3], projection[seen_T, n, :, 3]
+        lens_T3 = -np.linalg.solve(linear_T33, last_T3[..., None])[..., 0]
+        linear_T33 = _zoomed(linear_T33, float(scales_N[n])) @ rotation_from_rpy(*turns_N3[n])
+        projection[seen_T, n, :, :3] = linear_T33
+        projection[seen_T, n, :, 3] = -(linear_T33 @ (lens_T3 + shifts_N3[n])[..., None])[..., 0]
+    return {**arrays, "image_from_base": projection.astype(arrays["image_from_base"].dtype)}
+
+
+def _zoomed(linear_T33: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Directions to pixels, `scale` times as far from the principal point.
+
+    The last row is the optical axis, and the principal point is where it goes (Hartley & Zisserman, 6.2.1).
+    """
+    axis_T3 = linear_T33[:, 2]
+    principal_T2 = (linear_T33[:, :2] @ axis_T3[..., None])[..., 0] / (axis_T3**2).sum(-1, keepdims=True)
+    zoomed_T33 = linear_T33.copy()
+    zoomed_T33[:, :2] = scale * linear_T33[:, :2] + (1.0 - scale) * principal_T2[..., None] * axis_T3[:, None]
+    return zoomed_T33
