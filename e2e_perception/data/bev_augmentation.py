@@ -1,10 +1,10 @@
-"""The world of a clip mirrored, and what the robot believes of its pose and its cameras made a little wrong.
+"""The world of a clip mirrored or turned, and the robot's own pose and calibration made a little wrong.
 
-A mirror changes inputs and labels alike, so that a clip stays true of itself. Noise of poses and calibration
-changes inputs alone: the network has to live with it. Every array of a clip is named here; one that is not is
-refused, because nobody has said what becomes of it.
+A mirror and a turn change inputs and labels alike, so that a clip stays true of itself. Noise of poses and
+calibration changes inputs alone: the network has to live with it. Every array of a clip is named here; one
+that is not is refused, because nobody has said what becomes of it.
 
-Legend: T frames, N cameras, R route points, P plan proposals, Y X cells.
+Legend: T frames, L label slots, N cameras, P plan proposals, Y X cells.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from e2e_perception.core.bev import BevGrid
 from e2e_perception.core.errors import InputError
-from e2e_perception.core.frames import SE2, rotation_from_rpy
+from e2e_perception.core.frames import SE2, SE3, rotation_from_rpy
 from e2e_perception.core.network_config import BOX_FIELDS, EGO_FIELDS, RADAR_CHANNELS, NetworkConfig
 
 Arrays = dict[str, NDArray[Any]]
@@ -24,6 +25,17 @@ Arrays = dict[str, NDArray[Any]]
 ROUTE_FIELDS = ("x", "y", "tangent_x", "tangent_y")
 PLANE_FIELDS = ("x", "y")
 POSE_FIELDS = ("x", "y", "yaw")
+
+PER_LABEL = (
+    "boxes",
+    "class_ids",
+    "ids",
+    "weights",
+    "present",
+    "visible",
+    "futures",
+    "futures_valid",
+)
 
 # What is the same on either side of the robot and in every direction.
 INVARIANT = frozenset(
@@ -58,6 +70,7 @@ MOVED = frozenset(
         "futures",
         "ego_future",
         "maps",
+        "cells_known",
         "plan_costs",
     )
 )
@@ -66,13 +79,19 @@ _LEFT, _RIGHT = "left", "right"
 
 
 class BevAugmentation(BaseModel):
-    """How often a clip is seen with errors of the robot's own pose and calibration; by default never.
+    """How often a clip is turned, or seen with errors of pose and calibration; by default never.
 
     The mirror is `TrainingConfig.mirror`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    rotation: float = Field(
+        0.0, ge=0, le=1, description="Chance that the base frame is turned against the robot."
+    )
+    rotation_degrees: float = Field(
+        10.0, ge=0, le=45, description="Greatest turn, to either side; each clip draws one uniformly [deg]."
+    )
     ego_pose: float = Field(0.0, ge=0, le=1, description="Chance that the robot's steps are noisy.")
     ego_pose_metres: float = Field(
         0.03, ge=0, description="Standard deviation of a step from frame to frame, each axis [m]."
@@ -111,7 +130,7 @@ def with_bev_augmentation(
         InputError: If an array is not known here, or missing.
     """
     check_known(arrays)
-    for_pose, for_calibration = rng.spawn(2)
+    for_pose, for_calibration, for_rotation = rng.spawn(3)
     if for_pose.random() < config.ego_pose:
         arrays = with_pose_noise(
             arrays,
@@ -128,6 +147,9 @@ def with_bev_augmentation(
             metres=config.calibration_metres,
             focal=config.calibration_focal,
         )
+    if for_rotation.random() < config.rotation:
+        greatest = np.radians(config.rotation_degrees)
+        arrays = turned(arrays, network, float(for_rotation.uniform(-greatest, greatest)))
     return arrays
 
 
@@ -137,8 +159,8 @@ def check_known(arrays: Arrays) -> None:
     unknown, missing = sorted(set(arrays) - expected), sorted(expected - set(arrays))
     if unknown:
         raise InputError(
-            f"nobody has said what becomes of {', '.join(map(repr, unknown))} in a mirror; put it into "
-            "INVARIANT or MOVED of data/bev_augmentation.py, and what is done to it beside them"
+            f"nobody has said what becomes of {', '.join(map(repr, unknown))} in a mirror or a turn; put it "
+            "into INVARIANT or MOVED of data/bev_augmentation.py, and what is done to it beside them"
         )
     if missing:
         raise InputError(f"clip has no {', '.join(map(repr, missing))}; expected what `clip_arrays` returns")
@@ -183,6 +205,7 @@ def mirrored(arrays: Arrays, network: NetworkConfig) -> Arrays:
     radar[:, RADAR_CHANNELS.index("doppler_y")] *= -1.0
     out["radar_raster"] = radar
     out["maps"] = arrays["maps"][..., ::-1, :]
+    out["cells_known"] = arrays["cells_known"][..., ::-1, :]
     out["ego_state"] = _negated(
         arrays["ego_state"], EGO_FIELDS, ("yaw_rate", "lateral_offset", "heading_error")
     )
@@ -225,6 +248,99 @@ def _thetas(memory_from_base_T3: NDArray[Any], network: NetworkConfig) -> NDArra
     """(T, 2, 3) how the remembered map is sampled after each step of the robot."""
     grid = network.bev_grid
     return np.stack([grid.sampling_theta(SE2(*pose)) for pose in memory_from_base_T3.tolist()])
+
+
+# ---------------------------------------------------------------- the turn
+
+
+def turned(arrays: Arrays, network: NetworkConfig, angle: float) -> Arrays:
+    """The same clip in a base frame that is turned about the robot's z axis, against robot and world alike.
+
+    Everything that has a place or a direction in the base frame turns the other way round: rasters, Doppler,
+    projections, route, boxes, futures, what was driven, maps, steps of the memory. The robot then moves
+    askew in its own base frame. What it says of itself stays, because it is told along its own heading or
+    relative to the route: `ego_state` with speed, offset and heading error, hence the plan vocabulary, which
+    is made of them in route coordinates, and its prices. On a robot the heading error tells where the route
+    points; here it does not.
+
+    Cells are taken from the nearest one, not interpolated: that would make counts that no scan has. What
+    comes in from outside the grid is empty in rasters and not known in labels; who leaves the grid is no
+    longer labelled, as in every clip.
+
+    Args:
+        arrays: From `clip_arrays`.
+        network: For its grids.
+        angle: Of the new base frame in the old one, counter-clockwise [rad].
+    Returns:
+        New arrays of the same shapes and types.
+    Raises:
+        InputError: If an array is not known here, or missing.
+    """
+    check_known(arrays)
+    old_from_new = SE2(0.0, 0.0, angle)
+    out = dict(arrays)
+    matrix = SE3.planar(0.0, 0.0, angle).matrix
+    out["image_from_base"] = (arrays["image_from_base"] @ matrix).astype(arrays["image_from_base"].dtype)
+    for name in ("lidar_raster", "radar_raster"):
+        out[name] = _resampled(arrays[name], network.grid, old_from_new)
+    for name in ("maps", "cells_known"):
+        out[name] = _resampled(arrays[name], network.bev_grid, old_from_new)
+    doppler = [RADAR_CHANNELS.index(name) for name in ("doppler_x", "doppler_y")]
+    vectors_T2YX = out["radar_raster"][:, doppler]
+    out["radar_raster"][:, doppler] = np.moveaxis(
+        _rotated(np.moveaxis(vectors_T2YX, 1, -1), PLANE_FIELDS, [PLANE_FIELDS], old_from_new), -1, 1
+    )
+    for name, fields, vectors in (
+        ("route", ROUTE_FIELDS, [("x", "y"), ("tangent_x", "tangent_y")]),
+        ("boxes", BOX_FIELDS, [("x", "y"), ("cos_yaw", "sin_yaw"), ("vx", "vy")]),
+        ("futures", PLANE_FIELDS, [PLANE_FIELDS]),
+        ("ego_future", PLANE_FIELDS, [PLANE_FIELDS]),
+        ("memory_from_base", POSE_FIELDS, [("x", "y")]),
+    ):
+        out[name] = _rotated(arrays[name], fields, vectors, old_from_new)
+    out["bev_theta"] = _thetas(out["memory_from_base"], network)
+    return _without_labels_outside(out, network.grid)
+
+
+def _rotated(
+    array: NDArray[Any],
+    fields: tuple[str, ...],
+    vectors: list[tuple[str, str]],
+    old_from_new: SE2,
+) -> NDArray[Any]:
+    """An array (..., fields) with the named pairs of columns told in the new axes."""
+    out = array.copy()
+    for pair in vectors:
+        columns = [fields.index(name) for name in pair]
+        out[..., columns] = old_from_new.inverse().rotate(array[..., columns])
+    return out
+
+
+def _resampled(array_YX: NDArray[Any], grid: BevGrid, old_from_new: SE2) -> NDArray[Any]:
+    """(..., Y, X) what lay at the places of the new cells; 0 or False where nothing is known to."""
+    places_YX2 = old_from_new.apply(grid.cell_centres_YX2())
+    column_YX, row_YX = np.moveaxis(
+        np.floor((places_YX2 - (grid.x_min, grid.y_min)) / grid.resolution).astype(np.int64), -1, 0
+    )
+    inside_YX = (column_YX >= 0) & (column_YX < grid.num_x) & (row_YX >= 0) & (row_YX < grid.num_y)
+    out = np.zeros_like(array_YX)
+    out[..., inside_YX] = array_YX[..., row_YX[inside_YX], column_YX[inside_YX]]
+    return out
+
+
+def _without_labels_outside(arrays: Arrays, grid: BevGrid) -> Arrays:
+    """Labels whose centre has left the grid become padding; slots stay filled from the front."""
+    places_TL2 = arrays["boxes"][..., [BOX_FIELDS.index("x"), BOX_FIELDS.index("y")]]
+    present_TL = arrays["present"] & grid.contains(places_TL2)
+    out = dict(arrays)
+    out["present"] = present_TL
+    out["ids"] = np.where(present_TL, arrays["ids"], -1)
+    out["weights"] = arrays["weights"] * present_TL
+    out["visible"] = arrays["visible"] & present_TL
+    out["futures_valid"] = arrays["futures_valid"] & present_TL[..., None]
+    frame_T1 = np.arange(len(present_TL))[:, None]
+    order_TL = np.argsort(~present_TL, axis=1, kind="stable")
+    return {**out, **{name: out[name][frame_T1, order_TL] for name in PER_LABEL}}
 
 
 # ---------------------------------------------------------------- what the robot believes

@@ -56,7 +56,7 @@ class Augmentation:
         mirror: Left and right are exchanged in every second clip.
         dropout: Sensors that are lost.
         degradations: Sensors that are spoiled.
-        bev: Errors of the robot's own pose and calibration.
+        bev: Turns of the base frame, errors of the robot's own pose and calibration.
         ego_noise: Chance that the robot's acceleration is not told, lest the plan copies what is being done
             instead of looking why (de Haan et al. 2019).
     """
@@ -139,6 +139,7 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
     Returns:
         Contract inputs (T, ...) and `boxes`, `class_ids`, `ids`, `weights`, `present`, `visible`, `futures`,
         `futures_valid`, `ego_future` (x, y), `ego_future_valid`, `maps`, `maps_valid`, `labels_valid`,
+        `cells_known` (T, Yb, Xb; where the clip knows what is there),
         `bev_theta`, `memory_valid`, `memory_from_base`, `plan_costs` (T, P, 5; NaN where not known).
     Raises:
         InputError: If the clip was made for another size of pictures.
@@ -177,6 +178,7 @@ def clip_arrays(clip: Clip, network: NetworkConfig) -> dict[str, NDArray[Any]]:
         "maps": clip.maps_T2YX.astype(np.float32),
         "maps_valid": np.full(num_frames, clip.maps_valid),
         "labels_valid": np.full(num_frames, clip.labels_valid),
+        "cells_known": np.ones((num_frames, *network.bev_grid.shape), np.bool_),
         "plan_costs": (
             np.full((num_frames, network.num_plans, len(COST_TERMS) - 1), np.nan, np.float32)
             if clip.plan_costs_TCK is None

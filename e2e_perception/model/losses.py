@@ -97,8 +97,8 @@ def frame_losses(
         inputs: What went in, with `track_boxes`, `route`.
         labels: `boxes` (B, L, 10), `class_ids`, `ids`, `weights`, `present` (B, L), `futures` (B, L, S, 2),
             `futures_valid` (B, L, S), `ego_future` (B, S, 2), `ego_future_valid` (B, S), `maps` (B, 2, Y, X),
-            `maps_valid` (B,), `labels_valid` (B,), `plan_costs` (B, P, 5) the expert's prices, NaN where
-            unknown.
+            `maps_valid` (B,), `labels_valid` (B,), `cells_known` (B, Y, X), `plan_costs` (B, P, 5) the
+            expert's prices, NaN where unknown.
         targets: From `heat_targets`.
         matches_BQ: From `match_queries`.
         memory_ids_BM: Identity of each remembered track, -1 where it is none.
@@ -184,8 +184,9 @@ def _motion_losses(
 
 def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dict[str, Tensor]:
     occupied, flow = occupancy_targets(labels, centres_YX2)
-    known = labels["maps_valid"].float()[:, None, None].expand_as(occupied)
-    labelled = labels["labels_valid"].float()[:, None, None].expand_as(occupied)
+    reached = labels["cells_known"].float()
+    known = labels["maps_valid"].float()[:, None, None] * reached
+    labelled = labels["labels_valid"].float()[:, None, None] * reached
     drivable = F.binary_cross_entropy_with_logits(logits_B5YX[:, 0], labels["maps"][:, 0], reduction="none")
     boundary = F.binary_cross_entropy_with_logits(
         logits_B5YX[:, 1],

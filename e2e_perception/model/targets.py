@@ -25,8 +25,8 @@ class HeatTargets:
 
     Attributes:
         heat_BKYX: Gaussian around each centre, exactly 1 in the centre's cell.
-        ignore_BYX: True near objects that no sensor has seen, and everywhere where nobody is labelled:
-            neither right nor wrong.
+        ignore_BYX: True near objects that no sensor has seen, in cells that the labels do not reach, and
+            everywhere where nobody is labelled: neither right nor wrong.
         boost_BYX: 1 in centre cells, for ranking queries early in training.
     """
 
@@ -40,7 +40,7 @@ def heat_targets(labels: Labels, grid: BevGrid, centres_YX2: Tensor) -> HeatTarg
 
     Args:
         labels: `boxes` (B, L, 10), `class_ids` (B, L), `weights` (B, L), `present` (B, L) bool,
-            `labels_valid` (B,) bool.
+            `labels_valid` (B,) bool, `cells_known` (B, Y, X) bool.
         grid: BEV grid.
         centres_YX2: Its cell centres [m].
     """
@@ -71,7 +71,7 @@ def heat_targets(labels: Labels, grid: BevGrid, centres_YX2: Tensor) -> HeatTarg
     boost[batch[counted], iy[counted], ix[counted]] = 1.0
     unseen = (real & ~counted)[..., None, None]
     ignore = (torch.where(unseen, bump, bump.new_zeros(())).amax(1) > 0.3) & (heat.amax(1) < 0.3)
-    ignore = ignore | ~labels["labels_valid"][:, None, None]
+    ignore = ignore | ~labels["labels_valid"][:, None, None] | ~labels["cells_known"]
     return HeatTargets(heat, ignore, boost)
 
 

@@ -42,6 +42,7 @@ LABELS = (
     "maps",
     "maps_valid",
     "labels_valid",
+    "cells_known",
     "plan_costs",
 )
 PER_OBJECT = ("boxes", "class_ids", "ids", "weights", "present", "futures", "futures_valid")

@@ -1,4 +1,4 @@
-"""A mirrored clip is true of itself, whatever is in it; noise of poses and calibration is what it says."""
+"""A mirrored or turned clip is true of itself; noise of poses and calibration is what it says."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from e2e_perception.data.bev_augmentation import (
     MOVED,
     BevAugmentation,
     mirrored,
+    turned,
     with_bev_augmentation,
     with_calibration_noise,
     with_pose_noise,
 )
 from e2e_perception.data.dataset import Augmentation, augmented, clip_arrays
 from e2e_perception.deploy.contract import tensor_contract
+from e2e_perception.model.losses import _map_losses
 from e2e_perception.model.planning import Vocabulary
+from e2e_perception.model.targets import heat_targets
 from e2e_perception.runtime import rasters
 
 Arrays = dict[str, np.ndarray]
@@ -63,6 +66,7 @@ def rich_arrays(seed: int, network: NetworkConfig = SMALL) -> Arrays:
     for name in ("lidar_raster", "radar_raster", "route", "futures", "ego_future"):
         arrays[name] = rng.normal(size=arrays[name].shape).astype(np.float32)
     arrays["ego_state"][:, : EGO_FIELDS.index("valid")] = rng.normal(size=(num_frames, len(EGO_FIELDS) - 1))
+    arrays["cells_known"] = rng.random(arrays["cells_known"].shape) < 0.9
     yaws = rng.uniform(-np.pi, np.pi, arrays["boxes"].shape[:2])
     places = rng.uniform((-15.0, -15.0, 0.0), (47.0, 15.0, 2.0), (*yaws.shape, 3))
     boxes = dict(zip(BOX_FIELDS, np.moveaxis(arrays["boxes"], -1, 0), strict=True))
@@ -114,7 +118,9 @@ def test_every_array_of_a_clip_and_every_input_of_the_contract_is_named() -> Non
     assert set(tensor_contract(SMALL).input_names) - FED_BACK <= INVARIANT | MOVED
 
 
-@pytest.mark.parametrize("change", [lambda a: mirrored(a, SMALL), lambda a: with_noise(a)])
+@pytest.mark.parametrize(
+    "change", [lambda a: mirrored(a, SMALL), lambda a: turned(a, SMALL, 0.1), lambda a: with_noise(a)]
+)
 def test_an_array_that_nobody_has_spoken_of_is_refused_and_so_is_one_that_is_missing(change: Any) -> None:
     arrays = clip_arrays(synthetic_clip(), SMALL)
 
@@ -371,3 +377,115 @@ def test_changes_come_as_often_as_their_chance_says_and_leave_other_augmentation
 def test_chances_and_deviations_are_what_they_can_be(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         BevAugmentation(**bad)
+
+
+# ------------------------------------------------------------------ the turn
+
+
+def by_identity(arrays: Arrays, t: int, name: str) -> dict[int, np.ndarray]:
+    ids, present = arrays["ids"][t], arrays["present"][t]
+    return {int(i): arrays[name][t, slot] for slot, i in enumerate(ids) if present[slot]}
+
+
+@given(seed=st.integers(0, 2**32 - 1), angle=st.floats(-0.7, 0.7))
+@settings(max_examples=15, deadline=None)
+def test_turning_there_and_back_is_the_identity_but_for_who_left_the_grid(seed: int, angle: float) -> None:
+    arrays = rich_arrays(seed)
+    there = turned(arrays, SMALL, angle)
+    back = turned(there, SMALL, -angle)
+
+    for name in ("image_from_base", "route", "ego_future", "memory_from_base", "bev_theta", "ego_state"):
+        np.testing.assert_allclose(back[name], arrays[name], atol=2e-4, rtol=1e-5, err_msg=name)
+    for name in ("images", "plan_costs", "ego_state", "maps_valid"):
+        assert there[name] is arrays[name]
+    for t in range(4):
+        for name in ("boxes", "futures", "class_ids", "weights"):
+            was, got, returned = (by_identity(a, t, name) for a in (arrays, there, back))
+            assert returned.keys() == got.keys() <= was.keys()
+            for identity, row in returned.items():
+                np.testing.assert_allclose(row, was[identity], atol=1e-4)
+        inside = SMALL.grid.contains(there["boxes"][t, there["present"][t]][:, :2])
+        assert inside.all()
+        assert not np.diff(there["present"][t].astype(int)).max() > 0  # filled from the front
+    assert ((there["ids"] < 0) == ~there["present"]).all()
+    assert not there["weights"][~there["present"]].any()
+
+
+@given(seed=st.integers(0, 2**32 - 1), angle=st.floats(-0.7, 0.7))
+@settings(max_examples=15, deadline=None)
+def test_a_turned_box_is_seen_at_the_same_pixels_and_a_plan_is_at_the_same_place(
+    seed: int, angle: float
+) -> None:
+    arrays = rich_arrays(seed)
+    arrays["route"][0] = route_input(bend(np.random.default_rng(seed)), SE2(2.0, 0.0, 0.0)).features_R4
+    there = turned(arrays, SMALL, angle)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    was, got = by_identity(arrays, 0, "boxes"), by_identity(there, 0, "boxes")
+    for n in range(len(SMALL.cameras)):
+        for identity, box in got.items():
+            uv, depth = pixels(arrays["image_from_base"][0, n], corners(was[identity][None])[0])
+            seen, at_depth = pixels(there["image_from_base"][0, n], corners(box[None])[0])
+            front = depth > 2.0
+            np.testing.assert_allclose(seen[front], uv[front], atol=PIXEL, rtol=1e-4)
+            np.testing.assert_allclose(at_depth, depth, atol=1e-3)
+    sd = np.random.default_rng(seed).uniform((0.0, -3.0), (60.0, 3.0), (20, 2))
+    points = [base_from_route_coordinates(sd, a["route"][0]) for a in (arrays, there)]
+    np.testing.assert_allclose(points[1] @ rotation.T, points[0], atol=1e-3)
+
+
+@given(
+    places=st.lists(st.tuples(st.floats(-10.0, 10.0), st.floats(-10.0, 10.0)), min_size=1, max_size=20),
+    angle=st.floats(-0.3, 0.3),
+)
+@settings(max_examples=30, deadline=None)
+def test_what_stands_in_a_turned_raster_is_within_a_cell_of_the_raster_of_turned_points(
+    places: list[tuple[float, float]], angle: float
+) -> None:
+    points = np.array(places)
+    arrays = clip_arrays(synthetic_clip(), SMALL)
+    arrays["radar_raster"][0] = 0.0
+    rows, columns = (np.floor(points[:, ::-1]).astype(int) + 16).T
+    direction = np.array([0.6, 0.8])
+    arrays["radar_raster"][0, 0, rows, columns] = 1.0
+    arrays["radar_raster"][0, 1:3, rows, columns] = direction
+    there = turned(arrays, SMALL, angle)["radar_raster"][0]
+    centres = SMALL.grid.cell_centres_YX2()[there[0] > 0.0].astype(float)
+    back = SE2(0.0, 0.0, angle).apply(centres)
+
+    assert len(centres) > 0
+    off = np.abs(back[:, None] - (np.floor(points) + 0.5)).max(-1).min(1)
+    assert off.max() <= 0.5 + 1e-6
+    got = there[1:3, there[0] > 0.0].T
+    np.testing.assert_allclose(got, np.tile(SE2(0, 0, -angle).rotate(direction), (len(got), 1)), atol=1e-6)
+
+
+def test_what_comes_in_from_outside_the_grid_is_empty_and_not_known() -> None:
+    arrays = rich_arrays(0)
+    arrays["lidar_raster"][:] = 1.0
+    arrays["cells_known"][:] = True
+    there = turned(arrays, SMALL, 0.3)
+    back = SE2(0.0, 0.0, 0.3)
+    for grid, got in (
+        (SMALL.grid, there["lidar_raster"][0, 0] > 0),
+        (SMALL.bev_grid, there["cells_known"][0]),
+    ):
+        inside = grid.contains(back.apply(grid.cell_centres_YX2()))
+        assert 0.5 < inside.mean() < 0.95
+        np.testing.assert_array_equal(got, inside)
+
+
+def test_the_losses_do_not_ask_about_cells_that_are_not_known() -> None:
+    arrays = rich_arrays(0)
+    there = turned(arrays, SMALL, 0.3)
+    labels = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in there.items()}
+    centres = torch.from_numpy(SMALL.bev_grid.cell_centres_YX2())
+    targets = heat_targets(labels, SMALL.bev_grid, centres)
+    assert targets.ignore_BYX[~labels["cells_known"]].all()
+
+    logits = torch.zeros(4, 5, *SMALL.bev_grid.shape)
+    elsewhere = torch.where(labels["cells_known"][:, None], logits, torch.full_like(logits, 7.0))
+    elsewhere[:, 3:] = 0.0
+    losses = [_map_losses(x, labels, centres)["maps"].item() for x in (logits, elsewhere)]
+    everywhere = {**labels, "cells_known": torch.ones_like(labels["cells_known"])}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert _map_losses(elsewhere, everywhere, centres)["maps"].item() > 1.2 * losses[0]
