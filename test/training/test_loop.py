@@ -581,6 +581,22 @@ def test_the_same_index_gives_the_same_augmentation_and_the_next_epoch_another()
     assert sides == {True, False}
 
 
+def test_a_configured_turn_reaches_the_network_and_without_a_chance_nothing_does(tmp_path: Path) -> None:
+    totals = {}
+    for name, bev in (
+        ("never", {}),
+        ("no-chance", {"rotation_degrees": 30.0, "ego_pose_metres": 1.0, "calibration_degrees": 5.0}),
+        ("turned", {"rotation": 1.0, "rotation_degrees": 30.0}),
+        ("unsteady", {"ego_pose": 1.0, "ego_pose_metres": 1.0}),
+        ("off", {"calibration": 1.0, "calibration_degrees": 5.0}),
+    ):
+        train([MemoryStore(2)], tmp_path / name, run_config(1, bev=bev))
+        totals[name] = next(row["total"] for row in log_of(tmp_path / name) if "total" in row)
+
+    assert totals["no-chance"] == totals["never"]
+    assert len({totals[name] for name in ("never", "turned", "unsteady", "off")}) == 4
+
+
 def test_a_stretch_of_a_clip_begins_without_memory() -> None:
     dataset = ClipDataset(MemoryStore(1).all(), SMALL, augmentation=Augmentation(clip_length=2))
     whole = ClipDataset(MemoryStore(1).all(), SMALL)[0]
@@ -612,6 +628,8 @@ def test_a_training_configuration_names_what_is_wrong(tmp_path: Path) -> None:
     for text, message in (
         ("stepz: 10", "stepz: Extra inputs are not permitted"),
         ("stages: [{name: a, steps: -1}]", "stages.0.steps: Input should be greater than 0"),
+        ("bev: {rotation: 2}", "bev.rotation: Input should be less than or equal to 1"),
+        ("bev: {flip: 0.5}", "bev.flip: Extra inputs are not permitted"),
         ("stages: []", "stages: Tuple should have at least 1 item"),
         ("stages: [{name: a, steps: 1, losses: {heet: 1}}]", "unknown losses heet"),
         ("stages: [{name: a, steps: 1, exit: {loss: heet, below: 1}}]", "unknown loss 'heet'"),
