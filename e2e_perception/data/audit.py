@@ -23,6 +23,7 @@ from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.frames import SE2, wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS
+from e2e_perception.data.near_duplicates import HashIndex, perceptual_hash
 from e2e_perception.data.sensor_checks import SensorChecks
 from e2e_perception.data.shards import Dataset
 from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
@@ -121,6 +122,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     report = Report(dataset.digest)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     prints: dict[bytes, tuple[str, str, str]] = {}
+    hashes = HashIndex()
     for name, store in stores:
         facts = dataset.facts(name)
         report.findings += of_recording(name, facts)
@@ -137,7 +139,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
             if sensors is not None:
                 sensors.add(clip)
             _count(counts, clip, row, facts)
-            report.findings += _leaks(prints, clip, name, clip_id, str(row["split"]))
+            report.findings += _leaks(prints, hashes, clip, name, clip_id, str(row["split"]))
             yield report.clips - 1, total, report
         if sensors is not None:
             report.findings += [
@@ -390,19 +392,36 @@ def fingerprint(clip: Clip) -> bytes:
 
 
 def _leaks(
-    prints: dict[bytes, tuple[str, str, str]], clip: Clip, shard: str, clip_id: str, split: str
+    prints: dict[bytes, tuple[str, str, str]],
+    hashes: HashIndex,
+    clip: Clip,
+    shard: str,
+    clip_id: str,
+    split: str,
 ) -> Iterator[Finding]:
+    stamp_ns = int(clip.stamps_ns_T[0])
+    bits = perceptual_hash(clip)
+    near = None if bits is None else hashes.nearest(bits, lambda name: name[2] != split)
+    if bits is not None:
+        hashes.add(bits, (shard, clip_id, split))
     key = fingerprint(clip)
-    if key not in prints:
-        prints[key] = (shard, clip_id, split)
-        return
-    other_shard, other_id, other_split = prints[key]
-    where = f"shows what {other_id} of {other_shard} shows"
-    if split != other_split:
-        message = f"{where}, which is in split {other_split}; this one is in {split}"
-        yield Finding("leakage", "error", message, shard, clip_id, int(clip.stamps_ns_T[0]))
+    if key in prints:
+        other_shard, other_id, other_split = prints[key]
+        where = f"shows what {other_id} of {other_shard} shows"
+        if split != other_split:
+            message = f"{where}, which is in split {other_split}; this one is in {split}"
+            yield Finding("leakage", "error", message, shard, clip_id, stamp_ns)
+            return
+        yield Finding("repetition", "info", where, shard, clip_id, stamp_ns)
     else:
-        yield Finding("repetition", "info", where, shard, clip_id, int(clip.stamps_ns_T[0]))
+        prints[key] = (shard, clip_id, split)
+    if near is not None and bits is not None:
+        differ, (other_shard, other_id, other_split) = near
+        message = (
+            f"shows nearly what {other_id} of {other_shard} shows ({differ} of {len(bits)} bits differ), "
+            f"which is in split {other_split}; this one is in {split}"
+        )
+        yield Finding("near_duplicate", "warning", message, shard, clip_id, stamp_ns)
 
 
 def _shared_drives(recordings: Sequence[Recording], split_of_shard: Mapping[str, str]) -> Iterator[Finding]:

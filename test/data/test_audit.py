@@ -207,6 +207,23 @@ def test_the_same_clip_on_both_sides_of_a_split_is_a_leak(tmp_path: Path) -> Non
     assert [found.check for found in same.findings] == ["repetition"]
 
 
+def test_nearly_the_same_clip_on_the_other_side_is_said(tmp_path: Path) -> None:
+    """Other noise in the pictures: the exact fingerprint of the rasters is changed, too."""
+    rng = np.random.default_rng(0)
+    clip = sound()
+    raster = clip.inputs["lidar_raster"].copy()
+    raster[0, :, ::7, ::5] += 1.0
+    images = clip.inputs["images"].astype(np.float32) + rng.normal(0.0, 2.0, clip.inputs["images"].shape)
+    inputs = {**clip.inputs, "lidar_raster": raster, "images": np.clip(images, 0, 255).astype(np.uint8)}
+    here = replace(clip, scenario=scenario_in("train"))
+    there = replace(clip, scenario=scenario_in("validation"), inputs=inputs)
+    assert fingerprint(here) != fingerprint(there)
+    report = finished(dataset(tmp_path / "set", [("a", here), ("b", there)]))
+    (near,) = [found for found in report.findings if found.check == "near_duplicate"]
+    assert near.severity == "warning" and "000000 of a" in near.message
+    assert not [found for found in report.findings if found.check == "leakage"]
+
+
 def test_recordings_of_one_time_on_two_sides_are_found_until_they_are_split(tmp_path: Path) -> None:
     noon_ns = 1_700_000_000 * 10**9
     made = Dataset(tmp_path / "set")
