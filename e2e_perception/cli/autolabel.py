@@ -101,7 +101,8 @@ def autolabel(
     print_table(str(out), ("class", "labels"), [(name, str(n)) for name, n in sorted(by_class.items())])
     typer.echo(
         f"{tracks} objects in {frames} frames, {summary['labels']} labels; left out: "
-        f"{left_out['short']} too short, {left_out['doubtful']} too doubtful"
+        f"{left_out['short']} too short, {left_out['doubtful']} too doubtful, "
+        f"{left_out['doubled']} seen twice"
     )
 
 

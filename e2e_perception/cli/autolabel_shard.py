@@ -165,8 +165,8 @@ def label_shard(
         made.rows += _rows(found, frames, timeline, names, bundle.digest, made.tracks)
         made.tracks += len(found.tracks)
         for track in found.tracks:
-            made.by_class[CLASSES[track.class_id]] += len(track)
-        made.left_out.update(short=found.too_short, doubtful=found.too_doubtful)
+            made.by_class[CLASSES[track.class_id]] += int(track.alone_K.sum())
+        made.left_out.update(short=found.too_short, doubtful=found.too_doubtful, doubled=found.doubled)
     made.complete = [name for i, name in enumerate(names) if i not in spoiled]
     return made
 
@@ -239,7 +239,7 @@ def _rows(
 ) -> Iterator[LayerRow]:
     """Every label in the base frame of its instant, once for each clip that has the frame."""
     for identity, track in enumerate(found.tracks, first_identity):
-        for k in range(len(track)):
+        for k in np.flatnonzero(track.alone_K).tolist():
             frame = frames[track.first + k]
             base_from_odom = frame.seen.odom_from_base.inverse()
             x, y = base_from_odom.apply(track.centers_K3[k, :2]).tolist()

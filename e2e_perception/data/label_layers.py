@@ -30,7 +30,7 @@ from e2e_perception.core.errors import InputError
 FORMAT = 1
 METADATA = b"e2e_perception.label_layer"
 VERDICTS = ("label", "rejected")
-MAX_ROWS = 5_000_000  # a day of driving at 10 Hz with six objects around
+MAX_ROWS = 2_000_000  # an hour of driving at 10 Hz with fifty objects around
 MAX_TEXT = 256  # [bytes] of any word in a row
 MAX_METADATA = 1 << 22  # [bytes]
 LARGEST_PLACE = 1.0e4  # [m], [m/s]; the grid is a hundred metres wide
@@ -180,10 +180,11 @@ def read_layer(path: Path) -> Layer:
         InputError: If it is none, damaged, of another format, or says what cannot be.
     """
     try:
-        # Words stay in their dictionaries: a small file could say a long one five million times.
+        schema = pq.read_schema(path)
+        shards, complete = _described(schema.metadata, path)
+        _check_schema(schema, path)
+        # Words stay in their dictionaries: a small file could say a long one two million times.
         with pq.ParquetFile(path, read_dictionary=list(WORDS)) as file:
-            shards, complete = _described(file.schema_arrow.metadata, path)
-            _check_schema(file.schema_arrow, path)
             table = _read(file, path)
     # A column that is missing is a KeyError of the reader's.
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:

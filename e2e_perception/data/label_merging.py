@@ -10,6 +10,7 @@ Where two sources say different things of one object, that is a conflict. It is 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -171,8 +172,8 @@ def merged(sources: Sequence[Source]) -> Merged:
     """
     result = Merged()
     complete: dict[FrameKey, str] = {}  # the kind that declares it
-    highest = max((c.row.identity for s in sources for rows in s.frames.values() for c in rows), default=-1)
-    numbers = iter(range(highest + 1, 1 << 62))
+    taken = {c.row.identity for source in sources for rows in source.frames.values() for c in rows}
+    numbers = (number for number in itertools.count() if number not in taken)
     for source in sources:
         counterpart = _counterparts(result, source)
         used = {label.identity for labels in result.frames.values() for label in labels}

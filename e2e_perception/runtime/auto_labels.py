@@ -11,7 +11,7 @@ Legend: K instants of a track.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ FULL_SHARE = 0.3  # of a box's cells; only the sides that face the lidar return 
 USUAL_LIDAR = 0.8  # assumed where no lidar looked
 SCORE_RANGE = (0.02, 0.98)
 FADE_S = 1.0  # time constant of the confidence away from the nearest detection
+DOUBLE_REACH = (0.5, 1.0)  # [m] between centres of one object, half its length within these
 LEAST_CONFIDENCE = 1e-3  # of a label that is given at all; 0 would say that no sensor saw it
 
 
@@ -65,6 +66,8 @@ class Evidence:
 class AutoTrack:
     """One object through K consecutive frames, odom frame.
 
+    Where a surer track is in the same place it has no label, since that is one object seen as two.
+
     Attributes:
         first: Number of its first frame.
         class_id: Index into `CLASSES`.
@@ -72,6 +75,7 @@ class AutoTrack:
         centers_K3, yaws_K, velocities_K2: [m], [rad], [m/s].
         confidences_K: In (0, 1].
         seen_K: Whether there was a detection; elsewhere the path is filled in.
+        alone_K: Whether it is a label, because no surer track is in the same place.
     """
 
     first: int
@@ -82,6 +86,7 @@ class AutoTrack:
     velocities_K2: Array
     confidences_K: Array
     seen_K: NDArray[np.bool_]
+    alone_K: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.yaws_K)
@@ -93,12 +98,13 @@ class AutoLabels:
 
     Attributes:
         tracks: By the time of their first frame; the position is the identity.
-        too_short, too_doubtful: Tracks that were left out.
+        too_short, too_doubtful, doubled: Tracks that were left out; the last are surer ones seen again.
     """
 
     tracks: tuple[AutoTrack, ...]
     too_short: int
     too_doubtful: int
+    doubled: int
 
 
 def auto_labels(
@@ -127,7 +133,10 @@ def auto_labels(
             too_doubtful += 1
         else:
             kept.append(track)
-    return AutoLabels(tuple(kept), too_short, too_doubtful)
+    alone = _without_doubles(kept)
+    # What remains of a double is as good as a track of that length.
+    single = tuple(t for t in alone if int((t.seen_K & t.alone_K).sum()) >= least_sightings)
+    return AutoLabels(single, too_short, too_doubtful, len(alone) - len(single))
 
 
 def confidence(mean_score: float, sightings: int, lidar: float) -> float:
@@ -146,6 +155,31 @@ def confidence(mean_score: float, sightings: int, lidar: float) -> float:
         + PER_LIDAR * lidar
     )
     return float(1.0 / (1.0 + np.exp(-logit)))
+
+
+def _without_doubles(tracks: Sequence[AutoTrack]) -> list[AutoTrack]:
+    """The same tracks; where two are nearer than two objects can be, the less sure one is no label."""
+    masks = [track.alone_K.copy() for track in tracks]
+    surest = sorted(
+        range(len(tracks)), key=lambda i: (-float(tracks[i].confidences_K.max()), -len(tracks[i]), i)
+    )
+    end = max((track.first + len(track) for track in tracks), default=0)
+    for number in range(end):
+        places: list[Array] = []
+        reaches: list[float] = []
+        for i in surest:
+            k = number - tracks[i].first
+            if not 0 <= k < len(tracks[i]):
+                continue
+            place = tracks[i].centers_K3[k, :2]
+            reach = float(np.clip(0.5 * tracks[i].size[0], *DOUBLE_REACH))
+            gaps = [float(np.linalg.norm(place - other)) for other in places]
+            if any(gap < min(reach, other) for gap, other in zip(gaps, reaches, strict=True)):
+                masks[i][k] = False
+            else:
+                places.append(place)
+                reaches.append(reach)
+    return [replace(track, alone_K=mask) for track, mask in zip(tracks, masks, strict=True)]
 
 
 def _track(frames: Sequence[SeenFrame], evidence: Sequence[Evidence], chain: Chain) -> AutoTrack:
@@ -177,6 +211,7 @@ def _track(frames: Sequence[SeenFrame], evidence: Sequence[Evidence], chain: Cha
         velocities_K2=path.velocities_K2,
         confidences_K=np.clip(sure * np.exp(-away_K / FADE_S), LEAST_CONFIDENCE, 1.0),
         seen_K=seen_K,
+        alone_K=np.ones(len(numbers), np.bool_),
     )
 
 

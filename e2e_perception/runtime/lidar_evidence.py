@@ -13,6 +13,7 @@ from e2e_perception.core.network_config import LIDAR_CHANNELS
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-6  # [m]
 ABOVE_GROUND = tuple(LIDAR_CHANNELS.index(name) for name in ("low", "middle", "high"))
 
 
@@ -38,7 +39,7 @@ def covered_shares(
     Returns:
         (N,) 0 to 1; NaN where no cell of the box is on the grid.
     """
-    half = 0.5 * grid.resolution
+    half = 0.5 * grid.resolution - ROUNDING
     shares = np.full(len(centers_N2), np.nan)
     for n, (center, size, yaw) in enumerate(zip(centers_N2, sizes_N2, yaws_N, strict=True)):
         reach = 0.5 * float(np.hypot(*size)) + grid.resolution
@@ -47,7 +48,7 @@ def covered_shares(
         dx = grid.x_min + (columns + 0.5) * grid.resolution - center[0]
         dy = grid.y_min + (rows[:, None] + 0.5) * grid.resolution - center[1]
         along, across = np.cos(yaw) * dx + np.sin(yaw) * dy, np.cos(yaw) * dy - np.sin(yaw) * dx
-        inside_YX = (np.abs(along) <= 0.5 * size[0] + half) & (np.abs(across) <= 0.5 * size[1] + half)
+        inside_YX = (np.abs(along) < 0.5 * size[0] + half) & (np.abs(across) < 0.5 * size[1] + half)
         if inside_YX.any():
             shares[n] = occupied_YX[np.ix_(rows, columns)][inside_YX].mean()
     return shares
