@@ -29,7 +29,8 @@ def outputs(found: list[Seen]) -> dict[str, Any]:
         values = {
             "x": item["x"], "y": item["y"], "z": 0.8,
             "log_length": np.log(item.get("length", 4.5)), "log_width": np.log(1.8),
-            "log_height": np.log(1.6), "sin_yaw": np.sin(yaw), "cos_yaw": np.cos(yaw), "vx": item.get("vx", 0.0), "vy": 0.0,
+            "log_height": np.log(1.6), "sin_yaw": np.sin(yaw), "cos_yaw": np.cos(yaw),
+            "vx": item.get("vx", 0.0), "vy": 0.0,
         }  # fmt: skip
         boxes[0, q] = [values[name] for name in BOX_FIELDS]
     log_var = np.full((1, num, len(BOX_STD_FIELDS)), np.log(0.04), np.float32)
