@@ -111,6 +111,9 @@ class BevAugmentation(BaseModel):
     calibration_focal: float = Field(
         0.005, ge=0, le=0.1, description="Standard deviation of a focal length's error, as a share of it."
     )
+    paste: float = Field(
+        0.0, ge=0, le=1, description="Chance that an object of another clip is tried, see `object_paste`."
+    )
 
 
 def with_bev_augmentation(

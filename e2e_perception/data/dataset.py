@@ -21,6 +21,7 @@ from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import COST_TERMS, EGO_FIELDS, NetworkConfig
 from e2e_perception.data.augmentation import Degradations, with_degradations
 from e2e_perception.data.bev_augmentation import BevAugmentation, mirrored, with_bev_augmentation
+from e2e_perception.data.object_paste import with_object
 
 if TYPE_CHECKING:
     from e2e_perception.data.clip_store import ClipStore
@@ -102,6 +103,12 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         store, index = self.clips[position % len(self)]
         arrays = clip_arrays(store.read(index), self.network)
         arrays = augmented(arrays, self.network, self.augmentation, rng)
+        bev = self.augmentation.bev
+        if bev is not None and bev.paste > 0.0 and rng.random() < bev.paste:
+            # Last: a clip that has lost its cameras takes an object anywhere.
+            other, number = self.clips[int(rng.integers(len(self)))]
+            donor = clip_arrays(other.read(number), self.network)
+            arrays = with_object(arrays, donor, self.network, rng)
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
