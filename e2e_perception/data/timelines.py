@@ -81,17 +81,16 @@ def timelines(motions: Sequence[ClipMotion], times_S: NDArray[np.float64]) -> li
     clips: list[int] = []
     frames: dict[int, list[FrameOfClip]] = {}
     placed: dict[int, SE2] = {}  # of frames
-    foreseen: dict[int, SE2] = {}  # of instants after them, as the last clip has it
+    foreseen: dict[int, SE2] = {}  # of the last clip's frames, and of instants after them as that has it
 
     def close() -> None:
         if clips:
-            found.append(Timeline(clips, frames, {**foreseen, **placed}))
+            found.append(Timeline(clips, frames, {**foreseen, **placed}))  # frames stay where they are
 
     for i in order:
         motion = motions[i]
         stamps = motion.stamps_ns_T.tolist()
-        known = {**foreseen, **placed}
-        pose = _between(sorted(known), known, stamps[0])
+        pose = placed.get(stamps[0]) or _between(sorted(foreseen), foreseen, stamps[0])
         if pose is None:
             close()
             clips, frames, placed, foreseen = [], {}, {}, {}
@@ -103,6 +102,7 @@ def timelines(motions: Sequence[ClipMotion], times_S: NDArray[np.float64]) -> li
                 pose = pose @ SE2(*motion.memory_from_base_T3[t].tolist())
             frames.setdefault(stamp_ns, []).append(FrameOfClip(i, t))
             placed.setdefault(stamp_ns, pose)
+            foreseen[stamp_ns] = pose
             for s in np.flatnonzero(motion.ego_future_valid_TS[t]).tolist():
                 moved = SE2(*motion.ego_future_TS3[t, s].astype(np.float64).tolist())
                 foreseen.setdefault(stamp_ns + ahead_ns[s], pose @ moved)

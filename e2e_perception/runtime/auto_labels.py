@@ -10,6 +10,7 @@ Legend: K instants of a track.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -163,14 +164,15 @@ def _without_doubles(tracks: Sequence[AutoTrack]) -> list[AutoTrack]:
     surest = sorted(
         range(len(tracks)), key=lambda i: (-float(tracks[i].confidences_K.max()), -len(tracks[i]), i)
     )
-    end = max((track.first + len(track) for track in tracks), default=0)
-    for number in range(end):
+    present: defaultdict[int, list[int]] = defaultdict(list)
+    for i in surest:
+        for number in range(tracks[i].first, tracks[i].first + len(tracks[i])):
+            present[number].append(i)
+    for number, there in present.items():
         places: list[Array] = []
         reaches: list[float] = []
-        for i in surest:
+        for i in there:
             k = number - tracks[i].first
-            if not 0 <= k < len(tracks[i]):
-                continue
             place = tracks[i].centers_K3[k, :2]
             reach = float(np.clip(0.5 * tracks[i].size[0], *DOUBLE_REACH))
             gaps = [float(np.linalg.norm(place - other)) for other in places]
