@@ -168,7 +168,7 @@ def _write(frames: Any, dataset: Any, name: str, made_by: dict[str, Any], clip_l
                         "source": SOURCE,
                         "tool": tool,
                         "bundle_digest": None,
-                        "confidence": 1.0,
+                        "confidence": float(built.confidence_TL[t, slot]),
                         "reviewer": REVIEWER,
                     }
                 )

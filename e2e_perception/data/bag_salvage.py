@@ -24,7 +24,7 @@ from typing import BinaryIO, cast
 import lz4.frame
 import zstandard
 from mcap.exceptions import McapError
-from mcap.records import Channel, Chunk, McapRecord, Message, Schema
+from mcap.records import Channel, Chunk, McapRecord, Message, Schema, Statistics
 from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.serde import SerdeError
 
@@ -139,6 +139,7 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
     schemas: dict[int, Schema] = {}
     channels: dict[int, Channel] = {}
     size, first_ns, last_ns = file.stat().st_size, None, 0
+    count, before = 0, len(losses)
     with file.open("rb") as stream:
         bounded = cast(BinaryIO, _NoMoreThanThereIs(stream, size))
         records = StreamReader(bounded, emit_chunks=True, record_size_limit=LARGEST_RECORD).records
@@ -167,6 +168,12 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
                     channels[item.id] = item
                 elif isinstance(item, Message):
                     messages.append(item)
+                elif isinstance(item, Statistics) and item.message_count != count and len(losses) == before:
+                    # A chunk whose kind is damaged looks like something else, and has no checksum then.
+                    losses.append(
+                        f"{file.name}: left out something damaged: of {item.message_count} messages that it "
+                        f"says it has, {count} can be read"
+                    )
             for message in sorted(messages, key=lambda m: m.log_time):
                 channel = channels.get(message.channel_id)
                 schema = None if channel is None else schemas.get(channel.schema_id)
@@ -176,6 +183,7 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
                 if raw is not None:
                     first_ns = message.log_time if first_ns is None else min(first_ns, message.log_time)
                     last_ns = max(last_ns, message.log_time)
+                    count += 1
                     yield channel.topic, schema.name, message.log_time, raw
 
 

@@ -75,9 +75,13 @@ def test_a_log_becomes_clips_with_all_that_it_has(tmp_path: Path, capsys: pytest
     last = store.read(len(store) - 1)
     assert not last.visible_TB.any() and last.weights_TB.max() == 0.0, "no sensor, nobody seen"
     rows = read_labels(dataset.directory(item["shard"]))
-    assert {(row["source"], row["reviewer"], row["confidence"]) for row in rows} == {
-        ("argoverse2", "Argoverse 2", 1.0)
-    }
+    assert {(row["source"], row["reviewer"]) for row in rows} == {("argoverse2", "Argoverse 2")}
+    # What no sensor saw has no confidence, here as in the clips.
+    of = {str(row["clip_id"]): k for k, row in enumerate(store.rows)}
+    for row in rows:
+        weight = store.read(of[row["clip_id"]]).weights_TB[row["frame"], row["slot"]]
+        assert row["confidence"] == weight
+    assert {row["confidence"] for row in rows} == {0.0, 1.0}
     again = imported(tmp_path / "set", path, capsys=capsys)
     assert again["digest"] == told["digest"] and not again["logs"][0]["new"]
     other = imported(tmp_path / "other", path, capsys=capsys)

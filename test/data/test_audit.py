@@ -207,6 +207,17 @@ def test_the_same_clip_on_both_sides_of_a_split_is_a_leak(tmp_path: Path) -> Non
     assert [found.check for found in same.findings] == ["repetition"]
 
 
+def test_clips_that_show_nothing_are_not_alike(tmp_path: Path) -> None:
+    blind = {**sound().inputs}
+    for name in ("images", "lidar_raster", "camera_valid", "lidar_valid"):
+        blind[name] = np.zeros_like(blind[name])
+    here, there = (
+        replace(sound(), scenario=scenario_in(name), inputs=blind) for name in ("train", "validation")
+    )
+    report = finished(dataset(tmp_path / "set", [("a", here), ("b", there)]))
+    assert not [f for f in report.findings if f.check in ("leakage", "repetition", "near_duplicate")]
+
+
 def test_nearly_the_same_clip_on_the_other_side_is_said(tmp_path: Path) -> None:
     """Other noise in the pictures: the exact fingerprint of the rasters is changed, too."""
     rng = np.random.default_rng(0)

@@ -49,10 +49,10 @@ def harms(model: JointNetwork, of: Batch, names: tuple[str, ...] = HARM) -> floa
 
 @pytest.fixture(scope="module")
 def trained() -> JointNetwork:
-    """One that has learned the clips a little, so that there is something to harm."""
+    """One that has learned the clips, and whose running means have settled: there is something to harm."""
     model, clips = network(), batch()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(25):
+    for _ in range(60):
         losses = rollout(model, clips, boost=1.0).losses
         optimizer.zero_grad()
         torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum().backward()
