@@ -51,7 +51,7 @@ def mine(
 
     import numpy as np
 
-    from e2e_perception.data.shards import digest_of, open_clips
+    from e2e_perception.data.shards import DATASET, Dataset, digest_of, open_clips
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines.torch_engine import load_network
     from e2e_perception.training.mining import SIGNALS
@@ -87,7 +87,8 @@ def mine(
         )
     document = finite(
         {
-            "dataset_digest": digest_of(stores),
+            # As `dataset show` has it; plain clips are no dataset of shards.
+            "dataset_digest": Dataset(dataset).digest if (dataset / DATASET).is_file() else digest_of(stores),
             "bundle": str(opened),
             "weights": weights,
             "looked_at": len(clips),

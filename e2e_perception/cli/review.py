@@ -106,6 +106,8 @@ def import_(
     from e2e_perception.data.review_verdicts import Tally
 
     _check_reviewer(reviewer)
+    if out.exists():
+        raise ConfigError(f"{out} is there already, and may hold somebody's decisions; name another file")
     opened = _opened(dataset)
     tally = Tally()
     if source.is_dir() and (source / DOCUMENT).is_file():

@@ -216,7 +216,9 @@ class ClipStore:
                 **{name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays},  # type: ignore[arg-type]
             )
         except (KeyError, ValueError, OSError, RuntimeError) as error:
-            raise InputError(f"clip {path} is damaged: {error!r}; simulate or ingest it again") from error
+            raise InputError(
+                f"clip {path} is damaged: {error!r}; remove {self.path}, and simulate or ingest it again"
+            ) from error
 
     def verify(self, indices: Iterable[int] | None = None) -> None:
         """Compare clips with their digests.

@@ -298,6 +298,9 @@ def test_a_flipped_byte_in_a_shard_is_found(bag: Path, tmp_path: Path, ingest: I
     file.write_bytes(data)
     with pytest.raises(InputError):
         Dataset(tmp_path / "set").verify()
+    shutil.rmtree(shard)  # as the message says
+    assert ingest(tmp_path / "set", bag)["digest"] == told["digest"]
+    Dataset(tmp_path / "set").verify()
 
 
 def test_a_bag_that_is_cut_off_gives_what_is_whole(bag: Path, tmp_path: Path, ingest: Ingest) -> None:

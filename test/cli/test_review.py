@@ -64,8 +64,12 @@ def test_a_file_that_lies_elsewhere_needs_what_was_exported(
     elsewhere = tmp_path / "downloads" / "back.xml"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes((out / "birdseye" / "annotations.xml").read_bytes())
-    refused = run(capsys, "import", elsewhere, *words, code=2)
+    first = layer.read_bytes()
+    refused = run(capsys, "import", elsewhere, *words[:-1], tmp_path / "other.parquet", code=2)
+    assert layer.read_bytes() == first
     assert "with --exported naming that directory" in refused["error"]
+    assert "is there already" in run(capsys, "import", elsewhere, "--exported", out, *words, code=2)["error"]
+    layer.unlink()
     assert run(capsys, "import", elsewhere, "--exported", out, *words) == inside
 
 
@@ -86,6 +90,7 @@ def test_json_of_a_mined_list_there_and_back(
     told = run(capsys, "import", tmp_path / "back.json", *words)
     assert (told["accepted"], told["rejected"]) == (8, 1)
     assert {row.clip_id for row in read_layer(layer).rows} == {"drive/000001"}
+    layer.unlink()
     assert run(capsys, "import", out, *words)["accepted"] == 9
 
 
@@ -110,7 +115,7 @@ def test_what_is_missing_is_said_in_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_file_leaves_an_earlier_layer_alone(
+def test_a_layer_is_not_replaced_and_a_damaged_file_leaves_none(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, layer = tmp_path / "cvat", tmp_path / "kim.parquet"
@@ -120,8 +125,11 @@ def test_a_damaged_file_leaves_an_earlier_layer_alone(
     before = layer.read_bytes()
     file = out / "birdseye" / "annotations.xml"
     file.write_bytes(file.read_bytes()[:-200])
-    assert "is no XML" in run(capsys, *words, code=2)["error"]
+    assert "is there already" in run(capsys, *words, code=2)["error"]
     assert layer.read_bytes() == before
+    other = tmp_path / "other.parquet"
+    assert "is no XML" in run(capsys, *words[:-1], other, code=2)["error"]
+    assert not other.exists()
 
 
 def test_served_until_interrupted_it_keeps_what_was_decided(dataset: Path, tmp_path: Path) -> None:
