@@ -1,0 +1,524 @@
+"""The TensorRT backend against recorded doubles of the library and of CUDA; test/gpu has the same on a GPU.
+
+What is computed in these tests is computed by ONNX Runtime inside the double; what is tested is everything
+around it: order, addresses, streams, graphs, caches, errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import recorded_tensorrt
+from numpy.typing import NDArray
+from onnx import helper
+from recorded_cuda import RecordedCuda, cudaError_t
+from recorded_tensorrt import recorded_tensorrt as tensorrt_double
+
+from e2e_perception.core.errors import BundleError, ConfigError, EngineUnavailableError
+from e2e_perception.deploy import engines
+from e2e_perception.deploy.bundle import Bundle, load_bundle
+from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
+from e2e_perception.deploy.engine_graph import EngineGraph
+from e2e_perception.deploy.engines import create_engine
+from e2e_perception.deploy.engines.cuda_memory import Cuda
+from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions, build_engine, compile_graph
+from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
+from e2e_perception.deploy.engines.tensorrt_library import TENSORRT, TENSORRT_RTX, TensorRtLibrary
+
+BACKEND_OF = {"tensorrt_rtx": TENSORRT_RTX, "tensorrt": TENSORRT}
+Inputs = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle("tiny")
+
+
+@pytest.fixture(scope="module")
+def frames(bundle: Bundle) -> list[Inputs]:
+    """Four frames of pictures and returns; the first has no memory."""
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(4):
+        inputs: Inputs = {}
+        for spec in bundle.contract.inputs:
+            if spec.name == "bev_memory":
+                continue
+            if spec.dtype == "uint8":
+                inputs[spec.name] = rng.integers(0, 256, spec.shape, np.uint8)
+            elif spec.name.endswith("_valid"):
+                inputs[spec.name] = np.full(
+                    spec.shape, float(index > 0 or spec.name != "memory_valid"), np.float32
+                )
+            else:
+                inputs[spec.name] = rng.random(spec.shape).astype(np.float32)
+        inputs["bev_theta"][:] = np.eye(2, 3)
+        found.append(inputs)
+    return found
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def cuda() -> RecordedCuda:
+    return RecordedCuda()
+
+
+@pytest.fixture
+def make(
+    bundle: Bundle, cuda: RecordedCuda, tmp_path: Path, said: list[str]
+) -> Callable[..., TensorRtEngine]:
+    """An engine on the recorded GPU; engines of one test share one cache."""
+
+    def engine(
+        name: str = "tensorrt_rtx", module: Any = None, on: RecordedCuda | None = None, **options: Any
+    ):
+        gpu = on or cuda
+        library = TensorRtLibrary(module or tensorrt_double(gpu, name), BACKEND_OF[name])
+        options.setdefault("cache", EngineCache(tmp_path / "engines", said.append))
+        return TensorRtEngine(
+            library, bundle.model_path, bundle.contract, cuda=Cuda(gpu), log=said.append, **options
+        )
+
+    return engine
+
+
+def assert_same(got: Inputs, expected: Inputs) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+# --- what it computes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
+def test_recorded_double_gives_what_onnxruntime_gives_over_a_rollout(
+    bundle: Bundle, frames: list[Inputs], make: Callable[..., TensorRtEngine], name: str, cuda_graphs: bool
+) -> None:
+    reference = OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=1)
+    engine = make(name, cuda_graphs=cuda_graphs)
+    assert engine.uses_cuda_graphs == cuda_graphs
+    for inputs in frames:
+        assert_same(engine.infer(inputs), reference.infer(inputs))
+    assert_same(engine.state(), reference.state())
+    engine.reset_state()
+    reference.reset_state()
+    assert_same(engine.state(), reference.state())
+    assert_same(engine.infer(frames[1]), reference.infer(frames[1]))
+
+
+def test_recorded_double_takes_a_state_from_outside_for_one_call(
+    bundle: Bundle, frames: list[Inputs], make: Callable[..., TensorRtEngine]
+) -> None:
+    reference = OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=1)
+    engine = make()
+    given = np.random.default_rng(1).random(engine.state()["bev_memory"].shape).astype(np.float32)
+    for inputs in (frames[0], {**frames[1], "bev_memory": given}, frames[2]):
+        assert_same(engine.infer(inputs), reference.infer(inputs))
+    engine.reset_state()
+    reference.reset_state()
+    inputs = {**frames[3], "bev_memory": given}
+    assert_same(engine.infer(inputs), reference.infer(inputs))
+
+
+def test_recorded_double_keeps_the_state_on_the_device(
+    bundle: Bundle, frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    engine = make()
+    cuda.copies.clear()
+    for inputs in frames:
+        engine.infer(inputs)
+    (size,) = (value.nbytes for value in engine.state().values())
+    results = {spec.name: spec for spec in bundle.contract.outputs if spec.name != "bev_memory_next"}
+    down = sum(count for direction, _, count in cuda.copies if direction == "to host")
+    assert down == len(frames) * sum(4 * int(np.prod(s.shape)) for s in results.values()) + size
+    up = [count for direction, _, count in cuda.copies if direction == "to device"]
+    assert sum(up) == sum(value.nbytes for inputs in frames for value in inputs.values())
+    # The largest input goes first, so that the others are staged while it is on its way.
+    assert up[0] == max(up)
+
+
+def test_recorded_double_outputs_are_the_callers(
+    frames: list[Inputs], make: Callable[..., TensorRtEngine]
+) -> None:
+    engine = make()
+    first = engine.infer(frames[0])
+    kept = {name: value.copy() for name, value in first.items()}
+    engine.infer(frames[1])
+    assert_same(first, kept)
+
+
+def test_recorded_double_launches_one_graph_a_frame_and_allocates_nothing(
+    frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    engine = make()
+    cuda.calls.clear()
+    for inputs in frames:
+        engine.infer(inputs)
+    assert cuda.calls.count("cudaGraphLaunch") == cuda.calls.count("cudaStreamSynchronize") == len(frames)
+    assert not {"cudaMalloc", "cudaMallocHost", "cudaGraphInstantiate", "cudaFree"} & set(cuda.calls)
+
+
+def test_recorded_double_hands_nan_outputs_to_the_pipeline(
+    frames: list[Inputs], make: Callable[..., TensorRtEngine]
+) -> None:
+    engine = make()
+    outputs = engine.infer({**frames[0], "ego_state": np.full_like(frames[0]["ego_state"], np.nan)})
+    assert np.isnan(outputs["plan_sd"]).any()
+    engine.reset_state()
+    assert all(np.isfinite(value).all() for value in engine.infer(frames[0]).values())
+
+
+def test_recorded_double_frees_everything_in_order(
+    frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    engine = make()
+    engine.infer(frames[0])
+    engine.close()
+    assert cuda.nothing_is_left()
+
+
+def test_recorded_double_half_precision_stays_near_float32(
+    bundle: Bundle, frames: list[Inputs], make: Callable[..., TensorRtEngine]
+) -> None:
+    exact = make().infer(frames[0])
+    for precision, allowed in (("float16", 5e-3), ("bfloat16", 5e-2)):
+        engine = make(options=BuildOptions(precision=precision))
+        assert engine.info.precision == precision
+        heat = engine.infer(frames[0])["heatmap"]
+        assert 0.0 < np.abs(heat - exact["heatmap"]).max() < allowed
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_recorded_double_builds_once_and_keeps_compiled_kernels(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], said: list[str]
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    make(module=module).close()
+    assert len(module.builds) == 1
+    assert said == []
+
+
+def test_recorded_double_starts_without_kernels_that_do_not_fit_any_more(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    make().close()
+    monkeypatch.setattr(recorded_tensorrt.IRuntimeCache, "deserialize", lambda self, content: False)
+    make().close()
+    assert said == ["kernels compiled before do not fit this machine any more; they are compiled again"]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "altered"])
+def test_recorded_double_rebuilds_a_damaged_engine_and_says_so(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path, said: list[str], damage: str
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    plan = max((tmp_path / "engines").glob(f"*/{PAYLOAD}"), key=lambda path: path.stat().st_size)
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content[:-100] if damage == "cut off" else content)
+    make(module=module).close()
+    assert len(module.builds) == 2
+    assert len(said) == 1 and "is not used" in said[0] and "built again" in said[0]
+
+
+def test_recorded_double_never_loads_what_was_built_otherwise(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], said: list[str]
+) -> None:
+    """Each of these would be refused by the library if it were taken from the cache."""
+    newer = tensorrt_double(cuda, version="1.8.0.1")
+    other_gpu = RecordedCuda(compute_capability="8.6", name="Recorded RTX 3090")
+    modules = [tensorrt_double(cuda), newer, tensorrt_double(other_gpu)]
+    for module, gpu in zip(modules, (cuda, cuda, other_gpu), strict=True):
+        make(module=module, on=gpu).close()
+    make(module=modules[0], options=BuildOptions(precision="float16")).close()
+    make(module=modules[0], options=BuildOptions(optimization_level=1)).close()
+    assert [len(module.builds) for module in modules] == [3, 1, 1]
+    assert said == []
+
+
+def test_recorded_double_runs_what_a_full_disk_does_not_keep(
+    frames: list[Inputs],
+    make: Callable[..., TensorRtEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    engine = make()
+    assert np.isfinite(engine.infer(frames[0])["plan_sd"]).all()
+    assert len(said) == 2 and all("No space left on device" in line for line in said)
+
+
+def test_recorded_double_of_the_datacentre_library_keeps_its_timings(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    module = tensorrt_double(cuda, "tensorrt")
+    make("tensorrt", module=module).close()
+    make("tensorrt", module=module, options=BuildOptions(optimization_level=2)).close()
+    seen: list[bytes] = []
+    original = recorded_tensorrt.IBuilderConfig.create_timing_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            recorded_tensorrt.IBuilderConfig, "create_timing_cache",
+            lambda self, content: seen.append(content) or original(self, content),
+        )  # fmt: skip
+        make("tensorrt", module=module, options=BuildOptions(optimization_level=1)).close()
+    assert seen == [b"measured"]
+
+
+# --- weak and strong types ----------------------------------------------------------------------------------
+
+
+def test_recorded_double_is_asked_for_strong_types(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    for name in ("tensorrt_rtx", "tensorrt"):
+        module = tensorrt_double(cuda, name)
+        make(name, module=module, options=BuildOptions(precision="float16", workspace_mib=256)).close()
+        (build,) = module.builds
+        assert build.network.flags == 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        assert not build.config.set_flags
+        assert list(build.config.pool_limits.values()) == [256 << 20]
+
+
+def test_recorded_double_with_weak_types_fixes_the_float32_regions(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine]
+) -> None:
+    module = tensorrt_double(cuda, "tensorrt")
+    make("tensorrt", module=module, options=BuildOptions(precision="float16", weak_types=True)).close()
+    (build,) = module.builds
+    assert build.network.flags == 0
+    assert build.config.set_flags == {module.BuilderFlag.FP16, module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS}
+    fixed = {layer.name for layer in build.network.layers if layer.precision is module.float32}
+    named = {node.name: node.op_type for node in build.network.model.graph.node}
+    assert {"GridSample", "Softmax", "LayerNormalization", "Exp", "Log"} <= {named[name] for name in fixed}
+    assert not {"Conv", "Gemm"} & {named[name] for name in fixed}
+
+
+@pytest.mark.parametrize(("name", "version"), [("tensorrt", "11.0.0.114"), ("tensorrt_rtx", None)])
+def test_recorded_double_without_weak_types_refuses_them(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], name: str, version: str | None
+) -> None:
+    module = tensorrt_double(cuda, name, version=version)
+    with pytest.raises(ConfigError, match="has no weak types for float16"):
+        make(name, module=module, options=BuildOptions(precision="float16", weak_types=True))
+    assert cuda.nothing_is_left()
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+def test_recorded_double_of_another_major_version_is_refused(cuda: RecordedCuda) -> None:
+    for name, version, known in (("tensorrt", "8.6.1", "10 or 11"), ("tensorrt_rtx", "2.0.0", "1")):
+        with pytest.raises(EngineUnavailableError, match=f"{version} is installed; .* version {known}"):
+            TensorRtLibrary(tensorrt_double(cuda, name, version=version), BACKEND_OF[name])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "message"),
+    [
+        (RecordedCuda(driver=0), "no NVIDIA driver is installed"),
+        (
+            RecordedCuda(driver=12040),
+            r"driver offers CUDA 12.4, the bindings want 13.5; .*'cuda-bindings<13'",
+        ),
+        (RecordedCuda(num_devices=0), "cudaErrorNoDevice"),
+    ],
+)
+def test_recorded_double_without_a_usable_gpu_says_why(gpu: RecordedCuda, message: str) -> None:
+    with pytest.raises(EngineUnavailableError, match="no GPU can be used: .*" + message):
+        Cuda(gpu)
+
+
+def test_recorded_double_of_a_gpu_that_the_library_does_not_know(make: Callable[..., TensorRtEngine]) -> None:
+    gpu = RecordedCuda(name="Recorded H100", compute_capability="9.0")
+    with pytest.raises(ConfigError, match=r"'9.0' of Recorded H100 is not one .* 8.6, 8.9"):
+        make(on=gpu)
+    assert gpu.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "message"),
+    [(2, r"no device memory for tensor '\w+': .* MiB wanted, .* of 2 MiB are free"),
+     (12, r"no device memory for the network's 16.0 MiB .* OutOfMemory")],
+)  # fmt: skip
+def test_recorded_double_out_of_device_memory_says_what_for(
+    make: Callable[..., TensorRtEngine], memory_mib: int, message: str
+) -> None:
+    gpu = RecordedCuda(memory_bytes=memory_mib << 20)
+    with pytest.raises(EngineUnavailableError, match=message):
+        make(on=gpu)
+    assert gpu.nothing_is_left()
+
+
+def test_recorded_double_refusing_an_operator_is_quoted_with_the_node(
+    cuda: RecordedCuda, tmp_path: Path
+) -> None:
+    x, y = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", [1, 2, 2]), ("y", [1])))
+    graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"], "my_det")], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    library = TensorRtLibrary(tensorrt_double(cuda), TENSORRT_RTX)
+    with pytest.raises(
+        EngineUnavailableError,
+        match=r"cannot be parsed: node 'my_det' \(Det\): UNSUPPORTED_NODE.* tensorrt_rtx 1.7.1.116 says: "
+        "In node my_det",
+    ):
+        compile_graph(
+            library, EngineGraph(model, 0, 1), BuildOptions(), ("8.9",), EngineCache(tmp_path), Cuda(cuda).gpu
+        )
+
+
+def test_recorded_double_with_another_interface_than_the_contract_is_refused(
+    bundle: Bundle, cuda: RecordedCuda, tmp_path: Path
+) -> None:
+    model = onnx.load(str(bundle.model_path))
+    del model.graph.output[0]  # query_scores
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    library = TensorRtLibrary(tensorrt_double(cuda), TENSORRT_RTX)
+    with pytest.raises(BundleError, match="output 'query_scores' is missing, the contract says"):
+        TensorRtEngine(library, tmp_path / "model.onnx", bundle.contract, cuda=Cuda(cuda),
+                       cache=EngineCache(tmp_path / "engines"))  # fmt: skip
+    assert cuda.nothing_is_left()
+
+
+@pytest.mark.parametrize("function", ["cudaGraphLaunch", "cudaStreamSynchronize", "cudaMemcpyAsync"])
+def test_recorded_double_failing_in_a_frame_is_an_error_and_can_still_be_closed(
+    frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine], function: str
+) -> None:
+    engine = make()
+    cuda.fail[function] = cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(EngineUnavailableError, match=f"{function} failed with cudaErrorIllegalAddress"):
+        engine.infer(frames[0])
+    engine.reset_state()  # as the pipeline does after a bad frame
+    engine.close()
+
+
+def test_recorded_double_that_cannot_be_captured_runs_without_graphs_and_says_so(
+    bundle: Bundle, frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine],
+    monkeypatch: pytest.MonkeyPatch, said: list[str],
+) -> None:  # fmt: skip
+    expected = make().infer(frames[0])
+    monkeypatch.setattr(recorded_tensorrt.RtxExecutionContext, "capturable", False)
+    engine = make()
+    assert not engine.uses_cuda_graphs
+    assert said == ["this engine cannot be captured in a CUDA graph; its kernels are launched one by one"]
+    assert_same(engine.infer(frames[0]), expected)
+    said.clear()
+    cuda.fail["cudaGraphInstantiate"] = cudaError_t.cudaErrorInvalidValue
+    engine = make("tensorrt")
+    assert not engine.uses_cuda_graphs
+    assert len(said) == 1 and "no CUDA graph: CUDA: cudaGraphInstantiate failed" in said[0]
+    assert_same(engine.infer(frames[0]), expected)
+
+
+def test_recorded_double_of_tensorrt_builds_only_for_the_gpu_that_is_there(
+    bundle: Bundle, cuda: RecordedCuda, tmp_path: Path
+) -> None:
+    library = TensorRtLibrary(tensorrt_double(cuda, "tensorrt"), TENSORRT)
+    cache = EngineCache(tmp_path)
+    with pytest.raises(
+        EngineUnavailableError, match="and there is none here; backend 'tensorrt-rtx' compiles"
+    ):
+        build_engine(library, bundle.model_path, BuildOptions(), cache, None)
+    with pytest.raises(ConfigError, match="compiles for this machine's GPU alone"):
+        build_engine(library, bundle.model_path, BuildOptions(compute_capabilities=("8.6",)), cache, None)
+
+
+def test_recorded_double_is_what_create_engine_loads_where_there_is_a_gpu(
+    bundle: Bundle, frames: list[Inputs], cuda: RecordedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = TensorRtLibrary(tensorrt_double(cuda), TENSORRT_RTX)
+    monkeypatch.setattr(engines, "load_library", {TENSORRT_RTX: library}.__getitem__)
+    monkeypatch.setattr(engines, "find_module", {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: None}.get)
+    monkeypatch.setattr(engines, "why_no_gpu", lambda: "")
+    monkeypatch.setattr("e2e_perception.deploy.engines.cuda_memory._import_bindings", lambda: cuda)
+    for backend in ("tensorrt-rtx", "auto"):
+        engine = create_engine(bundle, backend, precision="float16", cache=EngineCache(tmp_path))
+        assert str(engine.info) == (
+            "tensorrt-rtx 1.7.1.116 on Recorded RTX (compute capability 8.9), float16"
+        )
+        assert np.isfinite(engine.infer(frames[0])["plan_sd"]).all()
+        engine.close()
+
+
+# --- the doubles themselves ---------------------------------------------------------------------------------
+
+
+def test_recorded_double_of_tensorrt_has_nothing_that_the_library_lacks(cuda: RecordedCuda) -> None:
+    real = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: `make setup`")
+    double = tensorrt_double(cuda)
+    for name in vars(double).keys() - {"__name__", "__version__", "builds"}:
+        ours, theirs = getattr(double, name), getattr(real, name)
+        if hasattr(ours, "__members__"):
+            if name != "BuilderFlag":
+                assert set(ours.__members__) <= set(theirs.__members__), name
+        elif isinstance(ours, type):
+            # Attributes that a test looks at, and not the engine.
+            helpers = {"SCRATCH_BYTES", "context_class", "capturable", "create_timing_cache"}
+            assert {n for n in vars(ours) if not n.startswith("_")} - helpers <= set(dir(theirs)), name
+
+
+def test_recorded_double_of_cuda_has_the_names_and_numbers_of_the_bindings() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed: `make setup`")
+    names = [name for name in vars(RecordedCuda) if name.startswith("cuda")]
+    assert len(names) > 20
+    for name in names:
+        ours, theirs = getattr(RecordedCuda, name), getattr(real, name)
+        if isinstance(ours, type):
+            assert all(int(getattr(theirs, m)) == int(v) for m, v in ours.__members__.items()), name
+        elif isinstance(ours, int):
+            assert ours == int(theirs)
+
+
+def test_recorded_double_sees_what_is_done_out_of_order(cuda: RecordedCuda) -> None:
+    """Each of these would go unnoticed, or corrupt memory, on a GPU."""
+    with Cuda(cuda) as gpu:
+        first, second = gpu.stream(), gpu.stream()
+        device = gpu.allocate(4, "a test")
+        staged, fetched = gpu.pinned((4,), np.uint8), gpu.pinned((4,), np.uint8)
+        staged.array[:] = 1
+        gpu.to_device(device, staged, first)
+        gpu.to_host(fetched, device, second)  # nobody told the second stream to wait
+        gpu.synchronize(second)
+        assert not (fetched.array == 1).any()
+        event = gpu.event()
+        gpu.record(event, first)
+        gpu.wait(second, event)
+        gpu.to_host(fetched, device, second)
+        assert not (fetched.array == 1).any()  # nobody waited yet
+        gpu.synchronize(second)
+        assert (fetched.array == 1).all()
+        with pytest.raises(AssertionError, match="pageable"):
+            cuda.cudaMemcpyAsync(device, np.zeros(4, np.uint8).ctypes.data, 4,
+                                 cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, first)  # fmt: skip
+        gpu.clear(device + 256, 4, first)
+        with pytest.raises(AssertionError, match="no device memory"):
+            gpu.synchronize(first)
+        counter = itertools.count()
+        graph = gpu.capture(first, lambda: cuda.put(first, lambda: next(counter)))
+        assert next(counter) == 0  # captured, not done
+        gpu.launch(graph, first)
+        gpu.synchronize(first)
+        assert next(counter) == 2
+    assert cuda.nothing_is_left()
