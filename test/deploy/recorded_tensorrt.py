@@ -102,12 +102,12 @@ class ITimingCache:
 class IBuilderConfig:
     """Options of a build; the fields of the timing cache are added where the library has one."""
 
-    def __init__(self, flags: type[enum.IntEnum] | None) -> None:
+    def __init__(self, flags: type[enum.IntEnum]) -> None:
         self.builder_optimization_level = 3
         self.num_compute_capabilities = 0
         self.pool_limits: dict[MemoryPoolType, int] = {}
         self.targets: dict[int, ComputeCapability] = {}
-        self.set_flags: set[Any] = set()
+        self.set_flags: set[Any] = {flags.__members__["TF32"]}  # as the library's
         self.timings: ITimingCache | None = None
         self._flags = flags
 
@@ -119,8 +119,11 @@ class IBuilderConfig:
         return 0 <= index < self.num_compute_capabilities
 
     def set_flag(self, flag: Any) -> None:
-        assert self._flags is not None and flag in self._flags
+        assert flag in self._flags
         self.set_flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.set_flags.discard(flag)
 
     def create_timing_cache(self, content: bytes) -> ITimingCache:
         return ITimingCache(content)

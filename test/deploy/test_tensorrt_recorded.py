@@ -22,12 +22,13 @@ from onnx import helper
 from recorded_cuda import RecordedCuda, cudaError_t
 from recorded_tensorrt import recorded_tensorrt as tensorrt_double
 
+from e2e_perception.core.config import EngineConfig
 from e2e_perception.core.errors import BundleError, ConfigError, EngineUnavailableError
 from e2e_perception.deploy import engines
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
 from e2e_perception.deploy.engine_graph import EngineGraph
-from e2e_perception.deploy.engines import create_engine
+from e2e_perception.deploy.engines import configured_engine
 from e2e_perception.deploy.engines.cuda_memory import Cuda
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions, build_engine, compile_graph
@@ -82,15 +83,17 @@ def make(
 ) -> Callable[..., TensorRtEngine]:
     """An engine on the recorded GPU; engines of one test share one cache."""
 
+    def say(sentence: str) -> None:
+        if not sentence.startswith("compiling "):  # said at every first start
+            said.append(sentence)
+
     def engine(
         name: str = "tensorrt_rtx", module: Any = None, on: RecordedCuda | None = None, **options: Any
     ):
         gpu = on or cuda
         library = TensorRtLibrary(module or tensorrt_double(gpu, name), BACKEND_OF[name])
         options.setdefault("cache", EngineCache(tmp_path / "engines", said.append))
-        return TensorRtEngine(
-            library, bundle.model_path, bundle.contract, cuda=Cuda(gpu), log=said.append, **options
-        )
+        return TensorRtEngine(library, bundle.model_path, bundle.contract, cuda=Cuda(gpu), log=say, **options)
 
     return engine
 
@@ -298,7 +301,7 @@ def test_recorded_double_is_asked_for_strong_types(
         make(name, module=module, options=BuildOptions(precision="float16", workspace_mib=256)).close()
         (build,) = module.builds
         assert build.network.flags == 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        assert not build.config.set_flags
+        assert not build.config.set_flags  # not even TF32, which is on by default
         assert list(build.config.pool_limits.values()) == [256 << 20]
 
 
@@ -453,13 +456,22 @@ def test_recorded_double_is_what_create_engine_loads_where_there_is_a_gpu(
     monkeypatch.setattr(engines, "find_module", {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: None}.get)
     monkeypatch.setattr(engines, "why_no_gpu", lambda: "")
     monkeypatch.setattr("e2e_perception.deploy.engines.cuda_memory._import_bindings", lambda: cuda)
+    said: list[str] = []
     for backend in ("tensorrt-rtx", "auto"):
-        engine = create_engine(bundle, backend, precision="float16", cache=EngineCache(tmp_path))
+        config = EngineConfig(backend=backend, precision="float16", cache_directory=str(tmp_path))
+        engine = configured_engine(bundle, config, said.append)
         assert str(engine.info) == (
             "tensorrt-rtx 1.7.1.116 on Recorded RTX (compute capability 8.9), float16"
         )
         assert np.isfinite(engine.infer(frames[0])["plan_sd"]).all()
         engine.close()
+    assert said == [
+        "compiling the network with tensorrt_rtx 1.7.1.116 in float16; the next start takes it from "
+        f"{tmp_path}"
+    ]
+    assert cuda.nothing_is_left()
+    with pytest.raises(EngineUnavailableError, match="'torch' runs in float32, not in 'float16'"):
+        configured_engine(bundle, EngineConfig(backend="torch", precision="float16"), said.append)
 
 
 # --- the doubles themselves ---------------------------------------------------------------------------------

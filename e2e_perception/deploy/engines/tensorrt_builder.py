@@ -7,6 +7,7 @@ the end of the library's log.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from e2e_perception.deploy.operators import check_operators
 PRECISIONS = ("float32", "float16", "bfloat16")
 BUILD_NOTE = "build"
 _NAMED_ERRORS = 5
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ class BuiltEngine:
 
 
 def build_engine(
-    library: TensorRtLibrary, model: Path, options: BuildOptions, cache: EngineCache, gpu: Gpu | None
+    library: TensorRtLibrary,
+    model: Path,
+    options: BuildOptions,
+    cache: EngineCache,
+    gpu: Gpu | None,
+    log: Log = lambda sentence: None,
 ) -> BuiltEngine:
     """The engine of a graph, from the cache or newly compiled.
 
@@ -84,6 +92,7 @@ def build_engine(
         options: Precision, targets, effort.
         cache: Where engines are kept.
         gpu: This machine's; None: there is none, and `options` name compute capabilities.
+        log: Gets a sentence before anything is compiled, which takes its time.
     Raises:
         ConfigError: If the library cannot build what the options ask for.
         ContractError: If the graph holds what engines do not take, named by node.
@@ -96,6 +105,10 @@ def build_engine(
     made: dict[str, int] = {}
 
     def compile_it() -> bytes:
+        log(
+            f"compiling the network with {library.capabilities.name} {library.capabilities.version} in "
+            f"{options.precision}; the next start takes it from {cache.directory}"
+        )
         graph = engine_graph(model, options.precision)
         check_operators(operators(graph.model))
         plan, made["layers"] = compile_graph(library, graph, options, targets, cache, gpu)
@@ -141,6 +154,8 @@ def compile_graph(
         raise library.failure(f"the graph cannot be parsed: {_parser_errors(parser)}")
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
+    # By default float32 products may round their factors to ten bits, in which a pixel has no digits.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     if library.capabilities.targets:
@@ -170,8 +185,8 @@ def _targets(library: TensorRtLibrary, options: BuildOptions, gpu: Gpu | None) -
             )
         if gpu is None:
             raise EngineUnavailableError(
-                f"{library.capabilities.name} compiles on the machine with the GPU that is to run the engine, "
-                f"and there is none here; backend {TENSORRT_RTX!r} compiles without one"
+                f"{library.capabilities.name} compiles on the machine with the GPU that is to run the "
+                f"engine, and there is none here; backend {TENSORRT_RTX!r} compiles without one"
             )
         return ()
     wanted = options.compute_capabilities or ((gpu.compute_capability,) if gpu is not None else ())

@@ -65,7 +65,7 @@ class TensorRtEngine:
             cache: Where engines are kept; None: the machine's default place.
             cuda: The GPU; None: the first visible one. It is closed with the engine.
             cuda_graphs: Launch a frame as one graph rather than kernel by kernel.
-            log: Gets a sentence about what went otherwise than asked for and costs time, not function.
+            log: Gets a sentence about what takes time, or costs time in each frame.
         Raises:
             EngineUnavailableError: If there is no GPU that can be used, or the library refuses the network,
                 or there is not enough device memory.
@@ -78,7 +78,7 @@ class TensorRtEngine:
         try:
             cache = EngineCache(log=log) if cache is None else cache
             options = options or BuildOptions()
-            built = build_engine(library, model, options, cache, self._cuda.gpu)
+            built = build_engine(library, model, options, cache, self._cuda.gpu, log)
             self._precision = options.precision
             self._load(built, model, cache)
             if cuda_graphs:
