@@ -44,6 +44,12 @@ class Severity(enum.Enum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
+class LayerType(enum.Enum):
+    """Those that are told apart; everything that computes is one here."""
+
+    ELEMENTWISE, CONSTANT, CAST = range(3)
+
+
 class StrongTypes(enum.IntEnum):
     STRONGLY_TYPED = 1
 
@@ -352,7 +358,8 @@ def recorded_tensorrt(
                      for v in (*model.graph.value_info, *model.graph.output)}  # fmt: skip
             for node in model.graph.node:
                 outputs = [SimpleNamespace(dtype=types[output]) for output in node.output]
-                layer = SimpleNamespace(name=node.name, num_outputs=len(outputs), precision=None)
+                kind = LayerType.CAST if node.op_type == "Cast" else LayerType.ELEMENTWISE
+                layer = SimpleNamespace(name=node.name, type=kind, num_outputs=len(outputs), precision=None)
                 layer.get_output = outputs.__getitem__
                 self._network.layers.append(layer)
             return True
@@ -424,7 +431,7 @@ def recorded_tensorrt(
     module = SimpleNamespace(
         __name__=name, __version__=version, BuilderFlag=builder_flags, DataType=DataType,
         TensorIOMode=TensorIOMode, MemoryPoolType=MemoryPoolType, NetworkDefinitionCreationFlag=StrongTypes,
-        ILogger=ILogger, Builder=Builder,
+        LayerType=LayerType, ILogger=ILogger, Builder=Builder,
         OnnxParser=OnnxParser, Runtime=Runtime, IBuilderConfig=IBuilderConfig, ICudaEngine=engine_class,
         IExecutionContext=context_class, INetworkDefinition=INetworkDefinition, ITimingCache=ITimingCache,
         IHostMemory=IHostMemory, ParserError=ParserError, float32=DataType.FLOAT, float16=DataType.HALF,

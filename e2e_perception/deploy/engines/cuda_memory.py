@@ -222,7 +222,7 @@ class Cuda:
         if count == 0:
             raise EngineUnavailableError("no GPU can be used: CUDA sees none; see CUDA_VISIBLE_DEVICES")
         properties = self._call("cudaGetDeviceProperties", 0)
-        name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+        name = bytes(properties.name).split(b"\0")[0].decode()
         return Gpu(name, f"{properties.major}.{properties.minor}", driver)
 
 

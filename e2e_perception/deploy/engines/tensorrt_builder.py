@@ -236,12 +236,14 @@ def _network_flags(library: TensorRtLibrary, options: BuildOptions) -> int:
 
 
 def _choose_types_weakly(library: TensorRtLibrary, network: Any, config: Any, precision: str) -> None:
-    """Allow half precision everywhere but in what the graph holds in float32."""
+    """Allow half precision everywhere but in what computes in float32 in the graph."""
     trt = library.module
     config.set_flag(trt.BuilderFlag.__members__[library.capabilities.precision_flags[precision]])
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     for index in range(network.num_layers):
         layer = network.get_layer(index)
+        if layer.type in (trt.LayerType.CAST, trt.LayerType.CONSTANT):
+            continue
         if all(layer.get_output(i).dtype == trt.float32 for i in range(layer.num_outputs)):
             layer.precision = trt.float32
 

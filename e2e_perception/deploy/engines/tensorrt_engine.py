@@ -35,6 +35,7 @@ class TensorRtEngine:
     _runtime: Any
     _engine: Any
     _context: Any
+    _runtime_config: Any
     _runtime_cache: Any
     # CUDA's: a graph for each turn, two streams, the mark behind a frame's copies, and whose turn it is.
     _graphs: tuple[Any, ...]
@@ -42,6 +43,11 @@ class TensorRtEngine:
     _copies: int
     _uploaded: Any
     _turn: int
+    # By name: pinned and device memory of inputs, both buffers of a state, pinned and device memory of outputs.
+    _staging: dict[str, Pinned]
+    _inputs: dict[str, int]
+    _states: dict[str, tuple[int, int]]
+    _results: dict[str, tuple[Pinned, int]]
 
     def __init__(
         self,
@@ -141,9 +147,13 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """See `InferenceEngine.close`."""
-        # The library's objects before the memory that they use, a context before its engine.
+        # The library's objects before the memory that they use, a context before what it was made from.
         self._graphs = ()
-        self._context = self._engine = self._runtime = self._runtime_cache = None
+        self._context = None
+        self._runtime_config = self._runtime_cache = None
+        self._engine = None
+        self._runtime = None
+        self._staging, self._results = {}, {}  # views of memory that goes now
         self._cuda.close()
 
     # --- loading --------------------------------------------------------------------------------------------
@@ -177,10 +187,9 @@ class TensorRtEngine:
         }
         self.infer(zeros)
         self.reset_state()
-        if self._runtime_cache is not None:
-            compiled = bytes(self._runtime_cache.serialize())
-            if compiled != kept:
-                cache.store(runtime_key, compiled)
+        compiled = None if self._runtime_cache is None else self._runtime_cache.serialize()
+        if compiled is not None and bytes(compiled) != kept:
+            cache.store(runtime_key, bytes(compiled))
 
     def _check_interface(self, model: Path) -> None:
         trt, engine = self._library.module, self._engine
@@ -209,7 +218,7 @@ class TensorRtEngine:
             name: (self._device_memory(specs[name]), self._device_memory(specs[name]))
             for name in fed_back.values()
         }
-        self._results: dict[str, tuple[Pinned, int]] = {
+        self._results = {
             spec.name: (cuda.pinned(spec.shape, spec.dtype), self._device_memory(spec))
             for spec in self._contract.outputs
             if spec.name not in fed_back
@@ -221,13 +230,14 @@ class TensorRtEngine:
 
     def _create_context(self, kept: bytes | None) -> Any:
         engine = self._engine
-        self._runtime_cache = None
+        self._runtime_config = self._runtime_cache = None
         if self._library.capabilities.runtime_cache:
-            config = engine.create_runtime_config()
+            config = self._runtime_config = engine.create_runtime_config()
             self._runtime_cache = config.create_runtime_cache()
             if kept is not None and not self._runtime_cache.deserialize(kept):
                 self._log("kernels compiled before do not fit this machine any more; they are compiled again")
-            config.set_runtime_cache(self._runtime_cache)
+            if not config.set_runtime_cache(self._runtime_cache):
+                self._log("kernels that are compiled now cannot be kept for the next start")
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context()
