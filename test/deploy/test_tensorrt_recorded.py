@@ -24,7 +24,7 @@ from recorded_tensorrt import recorded_tensorrt as tensorrt_double
 from toy_network import ToyNetwork, write_toy_network
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import BundleError, ConfigError, EngineUnavailableError
+from e2e_perception.core.errors import BundleError, ConfigError, ContractError, EngineUnavailableError
 from e2e_perception.deploy import engines
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.contract import TensorContract
@@ -414,6 +414,24 @@ def test_recorded_double_refusing_an_operator_is_quoted_with_the_node(
         )
 
 
+def test_recorded_double_is_not_even_asked_about_an_operator_that_is_not_allowed(
+    toy: ToyNetwork, cuda: RecordedCuda, tmp_path: Path
+) -> None:
+    model = onnx.load(str(toy.model_path))
+    heat = next(node for node in model.graph.node if node.name == "heat")
+    heat.op_type = "Softsign"
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    module = tensorrt_double(cuda)
+    with pytest.raises(
+        ContractError, match=r"the graph holds Softsign \(heat\), which not every engine takes"
+    ):
+        build_engine(
+            TensorRtLibrary(module, TENSORRT_RTX), tmp_path / "model.onnx", BuildOptions(),
+            EngineCache(tmp_path / "engines"), Cuda(cuda).gpu,
+        )  # fmt: skip
+    assert module.builds == []
+
+
 def test_recorded_double_with_another_interface_than_the_contract_is_refused(
     toy: ToyNetwork, cuda: RecordedCuda, tmp_path: Path
 ) -> None:
@@ -556,3 +574,19 @@ def test_recorded_double_sees_what_is_done_out_of_order(cuda: RecordedCuda) -> N
         gpu.synchronize(first)
         assert next(counter) == 2
     assert cuda.nothing_is_left()
+
+
+def test_recorded_double_of_a_stream_is_usable_after_a_capture_that_failed(cuda: RecordedCuda) -> None:
+    def fail() -> None:
+        raise EngineUnavailableError("the library did not want to")
+
+    with Cuda(cuda) as gpu:
+        stream = gpu.stream()
+        with pytest.raises(EngineUnavailableError, match="did not want to"):
+            gpu.capture(stream, fail)
+        with pytest.raises(EngineUnavailableError, match="cudaErrorStreamCaptureUnsupported"):
+            gpu.capture(stream, lambda: gpu.synchronize(stream))
+        done: list[int] = []
+        cuda.put(stream, lambda: done.append(1))
+        gpu.synchronize(stream)
+        assert done == [1]

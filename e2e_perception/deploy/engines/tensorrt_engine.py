@@ -43,7 +43,7 @@ class TensorRtEngine:
     _copies: int
     _uploaded: Any
     _turn: int
-    # By name: pinned and device memory of inputs, both buffers of a state, pinned and device memory of outputs.
+    # Pinned and device memory of inputs, both buffers of each state, pinned and device memory of outputs.
     _staging: dict[str, Pinned]
     _inputs: dict[str, int]
     _states: dict[str, tuple[int, int]]
