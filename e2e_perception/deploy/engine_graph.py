@@ -124,28 +124,31 @@ def _numbers_first(model: ModelProto) -> None:
     for value in graph.input:
         if value.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
-        name, moved = value.name, []
-        while True:
-            (node,) = users if len(users := consumers.get(name, [])) == 1 else (None,)
-            if node is not None and node.op_type == "Cast":
-                break
-            if node is None or node.op_type not in MOVES:
-                found = ", ".join(f"{user.op_type} {user.name!r}" for user in users) or "nothing"
-                raise ContractError(
-                    f"input {value.name!r} is uint8 and goes to {found}; TensorRT wants a Cast there, after "
-                    "nothing but changes of shape"
-                )
-            moved.append(node)
-            name = node.output[0]
-        cast = node
-        for user in consumers.get(cast.output[0], []):
-            _rename_inputs(user, {cast.output[0]: name})
-        if not moved:
+        path = [_only_user(consumers, value.name)]  # changes of shape, then the cast
+        while path[-1].op_type in MOVES:
+            path.append(_only_user(consumers, path[-1].output[0]))
+        *moves, cast = path
+        if cast.op_type != "Cast":
+            raise ContractError(
+                f"input {value.name!r} is uint8 and goes to {cast.op_type} {cast.name!r}; TensorRT wants it "
+                "cast first, or after nothing but changes of shape"
+            )
+        if not moves:
             continue
+        for user in consumers[cast.output[0]]:
+            _rename_inputs(user, {cast.output[0]: cast.input[0]})
         numbers = f"{value.name}_numbers"
-        _rename_inputs(moved[0], {value.name: numbers})
+        _rename_inputs(moves[0], {value.name: numbers})
         cast.input[0], cast.output[0] = value.name, numbers
         _replace_nodes(model, [cast, *(node for node in graph.node if node.name != cast.name)])
+
+
+def _only_user(consumers: Mapping[str, list[NodeProto]], name: str) -> NodeProto:
+    users = consumers.get(name, [])
+    if len(users) != 1:
+        found = ", ".join(f"{user.op_type} {user.name!r}" for user in users) or "nothing"
+        raise ContractError(f"{name!r} is uint8 and goes to {found}; TensorRT wants it cast first, once")
+    return users[0]
 
 
 def _with_half_regions(model: ModelProto, precision: str) -> int:
@@ -156,8 +159,9 @@ def _with_half_regions(model: ModelProto, precision: str) -> int:
     outputs = {value.name for value in graph.output}
     half_nodes = _half_nodes(graph.node, weights)
     nodes: list[NodeProto] = []
-    narrow: dict[str, str] = {}  # float32 value -> the same in half precision
-    wide: set[str] = set()  # half-precision results that were cast to float32
+    narrow: dict[str, str] = {}  # float32 name -> name of the same value in half precision
+    results: set[str] = set()  # float32 names of what half-precision operators gave
+    wide: set[str] = set()  # those of them that were cast to float32
 
     def in_half(name: str) -> str:
         if name not in narrow:
@@ -177,7 +181,6 @@ def _with_half_regions(model: ModelProto, precision: str) -> int:
                 helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_to_float", to=TensorProto.FLOAT)
             )
 
-    results: set[str] = set()
     for index, node in enumerate(graph.node):
         if index in half_nodes:
             _rename_inputs(node, {name: in_half(name) for name in _data_inputs(node)})
@@ -204,12 +207,13 @@ def _with_half_regions(model: ModelProto, precision: str) -> int:
 def _half_nodes(nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto]) -> set[int]:
     """Positions of the operators that run in half precision."""
     nodes = list(nodes)
+    consumers = _consumers(nodes)
     position = {node.output[0]: index for index, node in enumerate(nodes)}
     chosen: set[int] = set()
     for index, node in enumerate(nodes):
         if node.op_type in CONVOLUTIONS:
             chosen.add(index)
-        elif (bias := _bias_of_linear(node, nodes, weights)) is not None:
+        elif (bias := _bias_of_linear(node, consumers, weights)) is not None:
             chosen.update((index, position[bias.output[0]]))
     made = {name for index in chosen for name in nodes[index].output}
     for index, node in enumerate(nodes):
@@ -225,12 +229,12 @@ def _half_nodes(nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto]) 
 
 
 def _bias_of_linear(
-    node: NodeProto, nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto]
+    node: NodeProto, consumers: Mapping[str, list[NodeProto]], weights: Mapping[str, TensorProto]
 ) -> NodeProto | None:
     """The addition behind the product of a linear layer; products of geometry and attention have none."""
     if node.op_type != "MatMul" or node.input[1] not in weights or len(weights[node.input[1]].dims) != 2:
         return None
-    users = _consumers(nodes)[node.output[0]]
+    users = consumers[node.output[0]]
     if len(users) != 1 or users[0].op_type != "Add":
         return None
     (other,) = (name for name in users[0].input if name != node.output[0])

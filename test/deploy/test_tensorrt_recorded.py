@@ -237,6 +237,21 @@ def test_recorded_double_builds_once_and_keeps_compiled_kernels(
     assert said == []
 
 
+def test_recorded_double_finds_what_was_compiled_ahead_for_several_gpus(
+    toy: ToyNetwork, cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path
+) -> None:
+    module = tensorrt_double(cuda)
+    options = BuildOptions(compute_capabilities=("8.6", "8.9"))
+    library = TensorRtLibrary(module, TENSORRT_RTX)
+    build_engine(library, toy.model_path, options, EngineCache(tmp_path / "engines"), None)
+    make(module=module).close()  # on 8.9
+    assert [sorted(t.name for t in b.config.targets.values()) for b in module.builds] == [["SM86", "SM89"]]
+    other = RecordedCuda(compute_capability="12.0")
+    other_module = tensorrt_double(other)
+    make(module=other_module, on=other).close()
+    assert len(other_module.builds) == 1
+
+
 def test_recorded_double_starts_without_kernels_that_do_not_fit_any_more(
     cuda: RecordedCuda, make: Callable[..., TensorRtEngine], monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:

@@ -120,6 +120,11 @@ def build_engine(
         made = cache.read_note(key, BUILD_NOTE) or {}
     else:
         cache.write_note(key, BUILD_NOTE, made)
+        for target in targets if len(targets) > 1 else ():
+            # Where such a GPU is, this is what will be looked for.
+            own_key = _engine_key(library, model, options, (target,), gpu)
+            cache.store(own_key, plan)
+            cache.write_note(own_key, BUILD_NOTE, made)
     return BuiltEngine(
         plan, key, from_cache, made.get("layers"), made.get("half_nodes"), time.perf_counter() - started
     )
