@@ -460,6 +460,24 @@ def test_recorded_double_with_another_interface_than_the_contract_is_refused(
     assert cuda.nothing_is_left()
 
 
+def test_recorded_double_that_does_not_load_an_engine_says_why_and_what_to_do(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    cuda.compute_capability = "8.6"  # the library sees another GPU than was asked for
+    gpu = Cuda(RecordedCuda()).gpu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cuda, "_find_gpu", lambda self: gpu)
+        with pytest.raises(
+            EngineUnavailableError,
+            match=r"cannot be loaded on Recorded RTX .* MiB free; tensorrt_rtx 1.7.1.116 says: .* is for SM89; "
+            rf"to have it compiled again, remove {tmp_path}",
+        ):
+            make(module=module)
+    assert cuda.nothing_is_left()
+
+
 @pytest.mark.parametrize("function", ["cudaGraphLaunch", "cudaStreamSynchronize", "cudaMemcpyAsync"])
 def test_recorded_double_failing_in_a_frame_is_an_error_and_can_still_be_closed(
     frames: list[Inputs], cuda: RecordedCuda, make: Callable[..., TensorRtEngine], function: str

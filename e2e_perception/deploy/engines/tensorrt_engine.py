@@ -166,7 +166,8 @@ class TensorRtEngine:
         self._engine = self._runtime.deserialize_cuda_engine(built.plan)
         if self._engine is None:
             raise self._library.failure(
-                f"the engine cannot be loaded on {self._cuda.gpu} with {self._free_memory()}"
+                f"the engine cannot be loaded on {self._cuda.gpu} with {self._free_memory()}",
+                hint=f"; to have it compiled again, remove {cache.directory / built.key.digest}",
             )
         self._check_interface(model)
         self._compute, self._copies = self._cuda.stream(), self._cuda.stream()
