@@ -471,8 +471,8 @@ def test_recorded_double_that_does_not_load_an_engine_says_why_and_what_to_do(
         patch.setattr(Cuda, "_find_gpu", lambda self: gpu)
         with pytest.raises(
             EngineUnavailableError,
-            match=r"cannot be loaded on Recorded RTX .* MiB free; tensorrt_rtx 1.7.1.116 says: .* is for SM89; "
-            rf"to have it compiled again, remove {tmp_path}",
+            match=r"cannot be loaded on Recorded RTX .* MiB free; tensorrt_rtx 1.7.1.116 says: .* is for SM89"
+            rf"; to have it compiled again, remove {tmp_path}",
         ):
             make(module=module)
     assert cuda.nothing_is_left()
