@@ -50,9 +50,19 @@ class EngineConfig(Section):
         "Bundle directory, or the name of a bundle shipped in resource/bundles.",
         read_only=True,
     )
-    backend: Literal["auto", "onnxruntime", "torch"] = tunable(
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "torch"] = tunable(
         "onnxruntime",
         "Inference backend; `auto` takes the best that runs here and says which.",
+        read_only=True,
+    )
+    precision: Literal["float32", "float16", "bfloat16"] = tunable(
+        "float32",
+        "Of convolutions and linear layers; half precision is for the TensorRT backends.",
+        read_only=True,
+    )
+    cache_directory: str = tunable(
+        "",
+        "Where compiled engines are kept; empty: ~/.cache/e2e_perception/engines.",
         read_only=True,
     )
     num_threads: int = tunable(

@@ -87,7 +87,7 @@ class EngineCache:
         Raises:
             EngineUnavailableError: If another process builds the same engine for longer than `LOCK_WAIT_S`.
         """
-        found = self.lookup(key)
+        found = self._read(key, lambda sentence: None)  # what is wrong is said below, once
         if found is not None:
             return found, True
         with self._locked(key):
@@ -98,8 +98,16 @@ class EngineCache:
             self._keep(key, engine)
             return engine, False
 
+    def store(self, key: EngineKey, content: bytes) -> None:
+        """Keep what came about while an engine ran, in place of what was there; see `lookup`."""
+        with self._locked(key):
+            self._keep(key, content)
+
     def lookup(self, key: EngineKey) -> bytes | None:
         """The engine of a key; None if there is none that can be trusted, and the log then says why."""
+        return self._read(key, self._log)
+
+    def _read(self, key: EngineKey, log: Log) -> bytes | None:
         entry = self.directory / key.digest
         if not entry.is_dir():
             return None
@@ -112,7 +120,7 @@ class EngineCache:
             if sidecar["size"] != len(engine) or sidecar["sha256"] != hashlib.sha256(engine).hexdigest():
                 raise ValueError("its content is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._log(f"cached engine {entry} is not used: {error}; it is built again")
+            log(f"cached engine {entry} is not used: {error}; it is built again")
             return None
         return engine
 

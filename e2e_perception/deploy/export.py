@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import PlanningConfig
-from e2e_perception.core.errors import BundleError, ContractError
+from e2e_perception.core.errors import BundleError
 from e2e_perception.core.frames import SE2
 from e2e_perception.core.network_config import COST_TERMS, NetworkConfig
 from e2e_perception.core.rig import Rig
@@ -30,16 +30,13 @@ from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.torch_engine import TorchEngine
+from e2e_perception.deploy.operators import check_operators
 from e2e_perception.model.network import JointNetwork
 
 OPSET = 20
 PARITY_FRAMES = 12
 PARITY_TOLERANCE = 1e-4
 VECTORS = ("object_futures",)  # outputs whose last axis is (x, y)
-# Known to break or to change under TensorRT; none may appear in an exported graph.
-FORBIDDEN_OPERATORS = frozenset(
-    {"NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Scan", "RandomNormal", "RandomUniform"}
-)
 
 
 class _Flat(nn.Module):
@@ -108,7 +105,7 @@ def export_onnx(model: JointNetwork, out: Path) -> None:
     """Write the graph: static shapes, opset 20, one self-contained file.
 
     Raises:
-        ContractError: If the graph holds an operator that engines are known to stumble over.
+        ContractError: If the graph holds an operator that not every engine takes.
     """
     contract = tensor_contract(model.config)
     model = model.eval().cpu()
@@ -138,9 +135,7 @@ def export_onnx(model: JointNetwork, out: Path) -> None:
         del value.metadata_props[:]
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(out))
-    found = sorted({node.op_type for node in graph.graph.node} & FORBIDDEN_OPERATORS)
-    if found:
-        raise ContractError(f"exported graph holds {', '.join(found)}; rewrite the module that makes it")
+    check_operators((node.op_type, node.name) for node in graph.graph.node)
 
 
 def graph_digest(path: Path) -> str:

@@ -35,6 +35,10 @@ class NodeReport:
         if known != sentence:
             self._logger.warning(sentence)
 
+    def note(self, sentence: str) -> None:
+        """Say something that is no problem."""
+        self._logger.info(sentence)
+
     def solved(self, subject: str) -> None:
         """The subject is well, or well again."""
         with self._lock:

@@ -46,6 +46,8 @@ OPTIONS = {
     "compare": ["--against", "--mission", "--out", "--json"],
     "pareto": ["--json"],
     "track": ["--format", "--out", "--poses", "--period", "--set", "--json"],
+    "build-engine": ["BUNDLE", "--backend", "--precision", "--compute-capability", "--optimization-level",
+                     "--workspace-mib", "--weak-types", "--out", "--cache", "--json"],
     "bundle": ["inspect", "verify"],
     "bundle inspect": ["PATH", "--json"],
     "bundle verify": ["PATH", "--json"],

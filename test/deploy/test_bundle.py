@@ -233,7 +233,8 @@ def test_unknown_names_and_backends_say_what_there_is(bundle_dir: Path) -> None:
     with pytest.raises(BundleError, match="has no SHA256SUMS"):
         load_bundle(bundle_dir.parent)
     with pytest.raises(
-        EngineUnavailableError, match="unknown backend 'tensorflow'; expected auto, onnxruntime"
+        EngineUnavailableError,
+        match="'tensorflow'; expected auto, tensorrt, tensorrt-rtx, onnxruntime, torch",
     ):
         create_engine(load_bundle(bundle_dir), "tensorflow")
 

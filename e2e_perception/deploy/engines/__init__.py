@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e2e_perception.core.config import EngineConfig
 from e2e_perception.core.errors import EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
+from e2e_perception.deploy.engine_cache import EngineCache
+from e2e_perception.deploy.engines.cuda_memory import HOW_TO_GET as CUDA_HOW_TO_GET
+from e2e_perception.deploy.engines.gpu_presence import why_no_gpu
+from e2e_perception.deploy.engines.tensorrt_library import (
+    HOW_TO_GET,
+    MODULES,
+    TENSORRT,
+    TENSORRT_RTX,
+    find_module,
+    installed_version,
+    load_library,
+)
 
-BACKENDS = ("onnxruntime", "torch")
+Log = Callable[[str], None]
+
+PRECISIONS = {
+    TENSORRT: ("float32", "float16", "bfloat16"),
+    TENSORRT_RTX: ("float32", "float16", "bfloat16"),
+    "onnxruntime": ("float32",),
+    "torch": ("float32",),
+}
+BACKENDS = tuple(PRECISIONS)  # best first
 
 
 @dataclass(frozen=True)
@@ -76,38 +98,64 @@ class BackendStatus:
 
 
 def backend_report() -> list[BackendStatus]:
-    """What each backend can do on this machine, best first. Imports none of them."""
-    report = []
-    for name, how in (("onnxruntime", "pip install onnxruntime"), ("torch", "pip install torch safetensors")):
-        if importlib.util.find_spec(name) is None:
-            report.append(BackendStatus(name, False, "", f"the Python package {name} is not installed", how))
-        else:
-            report.append(BackendStatus(name, True, metadata.version(name), "", ""))
-    return report
+    """What each backend can do on this machine, best first. Imports none of them, leaves the GPU alone."""
+    no_gpu = why_no_gpu()
+    return [
+        _tensorrt_status(TENSORRT, no_gpu),
+        _tensorrt_status(TENSORRT_RTX, no_gpu),
+        _status("onnxruntime", "onnxruntime", "pip install onnxruntime"),
+        _status("torch", "torch", "pip install torch safetensors"),
+    ]
 
 
-def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int = 2) -> InferenceEngine:
+def create_engine(
+    bundle: Bundle,
+    backend: str = "onnxruntime",
+    num_threads: int = 2,
+    *,
+    precision: str = "float32",
+    cache: EngineCache | None = None,
+    log: Log = lambda sentence: None,
+) -> InferenceEngine:
     """Load a bundle into an engine.
 
     Args:
         bundle: From `load_bundle`.
-        backend: `onnxruntime`, `torch`, or `auto`: the first that `backend_report` calls available.
-        num_threads: Threads of the library; 0 leaves it to the library.
+        backend: One of `BACKENDS`, or `auto`: the first that `backend_report` calls available and that runs
+            in the precision.
+        num_threads: Threads of the library on the CPU; 0 leaves it to the library.
+        precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
+        cache: Where compiled engines are kept; None: the machine's default place, with `log`.
+        log: Gets a sentence about what costs time, such as an engine that has to be built again.
     Raises:
-        EngineUnavailableError: If the backend is unknown or cannot run here, with the reason.
+        EngineUnavailableError: If the backend is unknown, has no such precision or cannot run here, with the
+            reason. A requested backend never becomes another.
     """
     if backend == "auto":
-        usable = [status.name for status in backend_report() if status.available]
-        if not usable:
-            raise EngineUnavailableError(
-                "no inference backend is installed; `pip install onnxruntime` for the CPU default"
-            )
-        backend = usable[0]
+        backend = _best_backend(precision)
     if backend not in BACKENDS:
-        raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {' or '.join(BACKENDS)}")
+        raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS[backend]:
+        able = [name for name in BACKENDS if precision in PRECISIONS[name]]
+        raise EngineUnavailableError(
+            f"backend {backend!r} runs in {' or '.join(PRECISIONS[backend])}, not in {precision!r}"
+            + (f", which is for {' and '.join(able)}" if able else "")
+        )
     status = next(s for s in backend_report() if s.name == backend)
     if not status.available:
         raise EngineUnavailableError(f"backend {backend!r} cannot run: {status.reason}; {status.how_to_get}")
+    if backend in (TENSORRT, TENSORRT_RTX):
+        from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
+        from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(
+            load_library(backend),
+            bundle.model_path,
+            bundle.contract,
+            options=BuildOptions(precision=precision),
+            cache=EngineCache(log=log) if cache is None else cache,
+            log=log,
+        )
     if backend == "onnxruntime":
         from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 
@@ -115,3 +163,63 @@ def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int
     from e2e_perception.deploy.engines.torch_engine import TorchEngine
 
     return TorchEngine(bundle.weights_path, bundle.network, num_threads=num_threads)
+
+
+def configured_engine(
+    bundle: Bundle, config: EngineConfig, log: Log, *, num_threads: int | None = None
+) -> InferenceEngine:
+    """The engine that a configuration asks for.
+
+    Args:
+        bundle: From `load_bundle`.
+        config: Backend, precision, place of compiled engines, threads.
+        log: Gets a sentence about what costs time.
+        num_threads: In place of the configuration's.
+    Raises:
+        EngineUnavailableError: As `create_engine`.
+    """
+    directory = Path(config.cache_directory).expanduser() if config.cache_directory else None
+    return create_engine(
+        bundle,
+        config.backend,
+        config.num_threads if num_threads is None else num_threads,
+        precision=config.precision,
+        cache=EngineCache(directory, log),
+        log=log,
+    )
+
+
+def _best_backend(precision: str) -> str:
+    usable = [s.name for s in backend_report() if s.available]
+    if not usable:
+        raise EngineUnavailableError(
+            "no inference backend is installed; `pip install onnxruntime` for the CPU default"
+        )
+    able = [name for name in usable if precision in PRECISIONS[name]]
+    if not able:
+        raise EngineUnavailableError(
+            f"none of the backends that can run here, {', '.join(usable)}, runs in {precision!r}"
+        )
+    return able[0]
+
+
+def _status(name: str, package: str, how: str) -> BackendStatus:
+    if importlib.util.find_spec(package) is None:
+        return BackendStatus(name, False, "", f"the Python package {package} is not installed", how)
+    return BackendStatus(name, True, metadata.version(package), "", "")
+
+
+def _tensorrt_status(backend: str, no_gpu: str) -> BackendStatus:
+    module = find_module(backend)
+    if module is None:
+        reason = f"the Python package {MODULES[backend][0]} is not installed"
+        return BackendStatus(backend, False, "", reason, HOW_TO_GET[backend])
+    version = installed_version(module)
+    if no_gpu:
+        builds = " (`e2e-perception build-engine` works without one)" if backend == TENSORRT_RTX else ""
+        return BackendStatus(backend, False, version, no_gpu, f"run it on a machine with a GPU{builds}")
+    for package, how in (("cuda", CUDA_HOW_TO_GET), ("onnx", "`pip install onnx`")):
+        if importlib.util.find_spec(package) is None:
+            reason = f"the Python package {package} is not installed"
+            return BackendStatus(backend, False, version, reason, how)
+    return BackendStatus(backend, True, version, "", "")
