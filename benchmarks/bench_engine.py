@@ -17,7 +17,7 @@ import numpy as np
 
 from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.deploy.engines import create_engine
-from e2e_perception.deploy.export import random_inputs
+from e2e_perception.deploy.rollouts import random_inputs
 
 BUDGET_MS, BUDGET_RATIO = 60.0, 1.6
 

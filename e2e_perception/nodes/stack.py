@@ -14,7 +14,7 @@ from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.snippets import StackFacts
 from e2e_perception.deploy.bundle import load_bundle
-from e2e_perception.deploy.engines import create_engine
+from e2e_perception.deploy.engines import configured_engine
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.calibration import RigCalibration
 from e2e_perception.runtime.decode import ConvertImage
@@ -83,7 +83,7 @@ class Stack:
         self._report = report
         self._bundle = bundle
         self._calibration = RigCalibration(rig)
-        self._engine = create_engine(bundle, config.engine.backend, config.engine.num_threads)
+        self._engine = configured_engine(bundle, config.engine, report.say)
         try:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True

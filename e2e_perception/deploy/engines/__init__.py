@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e2e_perception.core.errors import EngineUnavailableError
+from e2e_perception.core.config import EngineConfig
+from e2e_perception.core.errors import E2EPerceptionError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
+from e2e_perception.deploy.engine_cache import EngineCache
+
+Log = Callable[[str], None]
 
 BACKENDS = ("onnxruntime", "torch")
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs, where, how: shown in the log and on the health topic."""
+    """What runs, where, how: shown in the log and on the health topic.
+
+    Attributes:
+        backend, version, device, precision: Library, its version, `cpu` or a GPU, and that of convolutions.
+        remark: How it compares with torch, as far as anybody looked.
+        mismatch: What differs from torch beyond tolerance, if that was accepted; health shows it as a reason.
+    """
 
     backend: str
     version: str
     device: str
     precision: str
+    remark: str = ""
+    mismatch: str = ""
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        engine = f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        return "; ".join(fact for fact in (engine, self.remark, self.mismatch) if fact)
 
 
 class InferenceEngine(Protocol):
@@ -86,15 +100,29 @@ def backend_report() -> list[BackendStatus]:
     return report
 
 
-def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int = 2) -> InferenceEngine:
+def create_engine(
+    bundle: Bundle,
+    backend: str = "onnxruntime",
+    num_threads: int = 2,
+    *,
+    device: str = "cpu",
+    allow_spinning: bool = False,
+    cache: EngineCache | None = None,
+    log: Log = lambda sentence: None,
+) -> InferenceEngine:
     """Load a bundle into an engine.
 
     Args:
         bundle: From `load_bundle`.
         backend: `onnxruntime`, `torch`, or `auto`: the first that `backend_report` calls available.
-        num_threads: Threads of the library; 0 leaves it to the library.
+        num_threads: Threads of the library; 0 leaves it to the library, -1 chooses by a short calibration.
+        device: `cpu` or `cuda`; a device that is asked for never becomes another.
+        allow_spinning: Whether idle threads may wait busily.
+        cache: Where optimised graphs are kept; None: nowhere.
+        log: Gets a sentence about what costs time, such as a graph that has to be optimised again.
     Raises:
-        EngineUnavailableError: If the backend is unknown or cannot run here, with the reason.
+        EngineUnavailableError: If the backend or device is unknown or cannot run here, with the reason.
+        BundleError: If the library cannot run the graph.
     """
     if backend == "auto":
         usable = [status.name for status in backend_report() if status.available]
@@ -111,7 +139,52 @@ def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int
     if backend == "onnxruntime":
         from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=num_threads)
+        return OnnxRuntimeEngine(
+            bundle.model_path,
+            bundle.contract,
+            num_threads=num_threads,
+            device=device,
+            precision=bundle.precision,
+            allow_spinning=allow_spinning,
+            cache=cache,
+            log=log,
+        )
+    if device != "cpu":
+        raise EngineUnavailableError(f"backend {backend!r} runs on the cpu here, not on {device!r}")
     from e2e_perception.deploy.engines.torch_engine import TorchEngine
 
-    return TorchEngine(bundle.weights_path, bundle.network, num_threads=num_threads)
+    return TorchEngine(bundle.weights_path, bundle.network, num_threads=max(num_threads, 0))
+
+
+def configured_engine(
+    bundle: Bundle, config: EngineConfig, log: Log, *, num_threads: int | None = None
+) -> InferenceEngine:
+    """The engine that a configuration asks for, if it computes what torch computes.
+
+    Args:
+        bundle: From `load_bundle`.
+        config: Backend, device, threads, place of what is compiled, and whether a mismatch is accepted.
+        log: Gets a sentence about what costs time or trust.
+        num_threads: In place of the configuration's.
+    Raises:
+        EngineUnavailableError: As `create_engine`.
+        EngineMismatchError: If it differs from torch beyond tolerance and `config.accept_mismatch` is off.
+        BundleError: If the library cannot run the graph, or the recorded rollout cannot be read.
+    """
+    from e2e_perception.deploy.parity import checked_engine
+
+    cache = EngineCache(Path(config.cache_directory).expanduser() if config.cache_directory else None, log)
+    engine = create_engine(
+        bundle,
+        config.backend,
+        config.num_threads if num_threads is None else num_threads,
+        device=config.device,
+        allow_spinning=config.allow_spinning,
+        cache=cache,
+        log=log,
+    )
+    try:
+        return checked_engine(engine, bundle, cache=cache, accept_mismatch=config.accept_mismatch, log=log)
+    except E2EPerceptionError:
+        engine.close()
+        raise
