@@ -1,10 +1,11 @@
 """Rollouts: frames to run an engine over, and what torch made of them, kept in a bundle as `rollout.npz`.
 
 The frames are those of a clip, or generated from a seed. Pictures of a clip are stored in blocks, so that a
-bundle grows by less than a megabyte; torch sees the same blocks. Of the outputs, the strongest queries and some
-cells of each map are kept.
+bundle grows by less than a megabyte; torch sees the same blocks. Of the outputs, the strongest queries and
+some cells of each map are kept.
 
-Legend: T frames, Q queries, R recorded queries (the strongest, best first), N remembered tracks, G recorded cells.
+Legend: T frames, Q queries, R recorded queries (the strongest, best first), N remembered tracks, G recorded
+cells.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ FRAMES = 12
 RECORDED_QUERIES = 32
 REMEMBERED = 8  # the strongest queries of a frame are the remembered tracks of the next
 RECORDED_CELLS = 256
+LEAST_LOG_PROBABILITY = -30.0  # as the network clips `affinity`
 BLOCK = 4  # [px] each way
 VERSION = 1
 GENERATED_STEP = SE2(1.0, 0.0, 0.01)  # ego motion between generated frames
@@ -250,7 +252,7 @@ def excerpt(
 
     Args:
         outputs: Of an engine.
-        queries_R: Which queries, in this order; -1 gives zeros.
+        queries_R: Which queries, in this order; -1 is none: zeros, and no association.
         cells_G: Which cells of the maps.
         network: Its size.
     """
@@ -263,7 +265,7 @@ def excerpt(
         value[: len(queries_R)][absent] = 0.0
     rows = np.append(np.arange(m), network.num_memory)
     affinity = outputs["affinity"][0][np.ix_(rows, np.append(queries_R, q))]
-    affinity[:, :-1][:, absent] = 0.0
+    affinity[:, :-1][:, absent] = LEAST_LOG_PROBABILITY
     result["affinity"] = affinity
     for name in MAPS:
         result[name] = outputs[name][0].reshape(outputs[name].shape[1], -1)[:, cells_G]
