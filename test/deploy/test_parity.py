@@ -251,7 +251,7 @@ def test_an_engine_out_of_tolerance_is_refused_by_its_worst_outputs_unless_that_
     assert said == []
     accepted = check(True)
     assert "accepted" in said[0]
-    assert accepted.info.mismatch.startswith("differs from torch: plan_costs ")
+    assert accepted.info.mismatch.startswith("differs from torch: plan [m] ")
     pipeline = Pipeline(bundle.network, find_rig("tiny"), accepted, StackConfig(), "tiny")
     assert "differs from torch" in pipeline.health(0).backend
 
