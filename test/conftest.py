@@ -1,4 +1,4 @@
-"""For all tests: no example of a property fails because the machine was busy, no engine comes from elsewhere."""
+"""For all tests: no property fails because the machine was busy, no compiled engine comes from elsewhere."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_rollout_is_recorded_from_clips_or_generated(
         assert main(["bundle", "record-rollout", str(bundle), "--out", str(out), *options, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["source"].startswith(source)
-        assert document["digest"] == load_bundle(out).digest != load_bundle(bundle).digest
+        assert document["digest"] == load_bundle(out).digest
 
 
 def test_clips_of_another_size_are_one_sentence(
