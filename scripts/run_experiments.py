@@ -277,7 +277,8 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     """What is known of a network besides its figures: size, data, time per frame on one thread."""
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines import create_engine
-    from e2e_perception.deploy.export import graph_digest, random_inputs
+    from e2e_perception.deploy.export import graph_digest
+    from e2e_perception.deploy.rollouts import random_inputs
 
     opened = load_bundle(bundle)
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))

@@ -73,6 +73,7 @@ FILES = {
     # A robot has no simulator; this node is for the others.
     "nodes/sim_node.py": room("simulation evaluation"),
     "deploy/export.py": room("model", "torch onnx onnxscript onnxruntime safetensors"),
+    "deploy/quantize.py": room("", "onnx onnxruntime"),
     "deploy/engines/torch_engine.py": room("model", "torch safetensors"),
     "deploy/engines/onnxruntime_engine.py": room("", "onnxruntime"),
     "deploy/engines/tensorrt_library.py": Room(frozenset(), TENSORRT),
@@ -82,7 +83,14 @@ FILES = {
 
 # A robot has no torch and a training machine no ROS, so files that need them must not be reached by importing
 # the others. `cli` may use all of them, but only inside the commands that need them.
-NEEDS_TORCH = ("model/", "training/", "data/dataset.py", "deploy/export.py", "deploy/engines/torch_engine.py")
+NEEDS_TORCH = (
+    "model/",
+    "training/",
+    "data/dataset.py",
+    "deploy/export.py",
+    "deploy/quantize.py",
+    "deploy/engines/torch_engine.py",
+)
 TRAINING_TOOLS = (
     TORCH
     | TENSORRT

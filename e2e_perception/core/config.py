@@ -65,8 +65,28 @@ class EngineConfig(Section):
         "Where compiled engines are kept; empty: ~/.cache/e2e_perception/engines.",
         read_only=True,
     )
+    device: Literal["cpu", "cuda"] = tunable(
+        "cpu",
+        "Where `onnxruntime` runs; `cuda` needs its GPU package and never becomes `cpu`.",
+        read_only=True,
+    )
     num_threads: int = tunable(
-        2, "Threads of the engine; 0 leaves it to the library.", ge=0, le=64, read_only=True
+        2,
+        "Threads of the engine; 0 leaves it to the library, -1 times a few frames with each number and keeps "
+        "the best.",
+        ge=-1,
+        le=64,
+        read_only=True,
+    )
+    allow_spinning: bool = tunable(
+        False,
+        "Whether the engine's idle threads wait busily: sooner ready, but they take cores from the sensors.",
+        read_only=True,
+    )
+    accept_mismatch: bool = tunable(
+        False,
+        "Run an engine that differs from torch beyond tolerance all the same; the health topic then says so.",
+        read_only=True,
     )
 
 

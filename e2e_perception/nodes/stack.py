@@ -83,7 +83,7 @@ class Stack:
         self._report = report
         self._bundle = bundle
         self._calibration = RigCalibration(rig)
-        self._engine = configured_engine(bundle, config.engine, report.note)
+        self._engine = configured_engine(bundle, config.engine, report.say)
         try:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True

@@ -110,6 +110,7 @@ class Pipeline:
         self.supervisor = SafetySupervisor(config.supervisor)
         self._clock_ns = clock_ns
         self._realtime = realtime
+        self._mismatch = engine.info.mismatch
         self._health = StackHealth(str(engine.info), bundle_name)
         self._num_jumps = self._num_rejected = 0
         self.set_rig(rig)
@@ -313,7 +314,7 @@ class Pipeline:
         return FrameResult(stamp_ns, perceived.tracks, plan, perceived.candidates, health)
 
     def _remarks(self, prepared: PreparedFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of route, and of odometry since the last frame: reasons not to be nominal, and mere notes."""
+        """Of engine, route, and odometry since the last frame: reasons not to be nominal, and mere notes."""
         warnings, notes = [], []
         if self.ego.num_jumps > self._num_jumps:
             warnings.append("odometry jumped; memory was reset")
@@ -325,6 +326,8 @@ class Pipeline:
             warnings.append("no route, and none may be assumed: no plan")
         elif prepared.route.assumed:
             notes.append("no route: straight ahead assumed")
+        if self._mismatch:
+            notes.append(f"engine {self._mismatch}")
         return tuple(warnings), tuple(notes)
 
     # --- plans in place of the network's --------------------------------------------------------------------

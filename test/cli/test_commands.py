@@ -25,6 +25,7 @@ OPTIONS = {
                  "--part", "--family", "--disturb", "--workers", "--ray", "--degrade", "--rig", "--json"],
     "ingest": ["--rig", "--out", "--size", "--clip-length", "--stride", "--workers", "--ray", "--params",
                "--json"],
+    "quantize": ["--data", "--out", "--num-clips", "--json"],
     "import-log": ["--out", "--size", "--clip-length", "--json"],
     "mine": ["--bundle", "--count", "--out", "--weight", "--diversity", "--max-clips", "--json"],
     "autolabel": ["DATASET", "--out", "--bundle", "--backend", "--least-sightings",
@@ -48,7 +49,8 @@ OPTIONS = {
     "track": ["--format", "--out", "--poses", "--period", "--set", "--json"],
     "build-engine": ["BUNDLE", "--backend", "--precision", "--compute-capability", "--optimization-level",
                      "--workspace-mib", "--weak-types", "--out", "--cache", "--json"],
-    "bundle": ["inspect", "verify"],
+    "bundle": ["inspect", "verify", "record-rollout"],
+    "bundle record-rollout": ["PATH", "--out", "--data", "--json"],
     "bundle inspect": ["PATH", "--json"],
     "bundle verify": ["PATH", "--json"],
 }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import EngineUnavailableError
+from e2e_perception.core.errors import E2EPerceptionError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
@@ -42,15 +42,24 @@ BACKENDS = tuple(PRECISIONS)  # best first
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs, where, how: shown in the log and on the health topic."""
+    """What runs, where, how: shown in the log and on the health topic.
+
+    Attributes:
+        backend, version, device, precision: Library, its version, `cpu` or a GPU, and that of convolutions.
+        remark: How it compares with torch, as far as anybody looked.
+        mismatch: What differs from torch beyond tolerance, if that was accepted; health shows it as a reason.
+    """
 
     backend: str
     version: str
     device: str
     precision: str
+    remark: str = ""
+    mismatch: str = ""
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        engine = f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        return "; ".join(fact for fact in (engine, self.remark, self.mismatch) if fact)
 
 
 class InferenceEngine(Protocol):
@@ -114,6 +123,8 @@ def create_engine(
     num_threads: int = 2,
     *,
     precision: str = "float32",
+    device: str = "cpu",
+    allow_spinning: bool = False,
     cache: EngineCache | None = None,
     log: Log = lambda sentence: None,
 ) -> InferenceEngine:
@@ -123,13 +134,17 @@ def create_engine(
         bundle: From `load_bundle`.
         backend: One of `BACKENDS`, or `auto`: the first that `backend_report` calls available and that runs
             in the precision.
-        num_threads: Threads of the library on the CPU; 0 leaves it to the library.
+        num_threads: Threads of the library on the CPU; 0 leaves it to the library, -1 has ONNX Runtime choose
+            by a short calibration.
         precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
-        cache: Where compiled engines are kept; None: the machine's default place, with `log`.
+        device: `cpu` or `cuda`, for ONNX Runtime; a device that is asked for never becomes another.
+        allow_spinning: Whether idle threads may wait busily.
+        cache: Where compiled engines and optimised graphs are kept; None: nowhere.
         log: Gets a sentence about what costs time, such as an engine that has to be built again.
     Raises:
-        EngineUnavailableError: If the backend is unknown, has no such precision or cannot run here, with the
-            reason. A requested backend never becomes another.
+        EngineUnavailableError: If the backend is unknown, has no such precision or device or cannot run here,
+            with the reason. A requested backend never becomes another.
+        BundleError: If the library cannot run the graph.
     """
     if backend == "auto":
         backend = _best_backend(precision)
@@ -141,6 +156,8 @@ def create_engine(
             f"backend {backend!r} runs in {' or '.join(PRECISIONS[backend])}, not in {precision!r}"
             + (f", which is for {' and '.join(able)}" if able else "")
         )
+    if device != "cpu" and backend == "torch":
+        raise EngineUnavailableError(f"backend {backend!r} runs on the cpu here, not on {device!r}")
     status = next(s for s in backend_report() if s.name == backend)
     if not status.available:
         raise EngineUnavailableError(f"backend {backend!r} cannot run: {status.reason}; {status.how_to_get}")
@@ -153,40 +170,62 @@ def create_engine(
             bundle.model_path,
             bundle.contract,
             options=BuildOptions(precision=precision),
+            graph_precision=bundle.precision,
             cache=EngineCache(log=log) if cache is None else cache,
             log=log,
         )
     if backend == "onnxruntime":
         from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=num_threads)
+        return OnnxRuntimeEngine(
+            bundle.model_path,
+            bundle.contract,
+            num_threads=num_threads,
+            device=device,
+            precision=bundle.precision,
+            allow_spinning=allow_spinning,
+            cache=cache,
+            log=log,
+        )
     from e2e_perception.deploy.engines.torch_engine import TorchEngine
 
-    return TorchEngine(bundle.weights_path, bundle.network, num_threads=num_threads)
+    return TorchEngine(bundle.weights_path, bundle.network, num_threads=max(num_threads, 0))
 
 
 def configured_engine(
     bundle: Bundle, config: EngineConfig, log: Log, *, num_threads: int | None = None
 ) -> InferenceEngine:
-    """The engine that a configuration asks for.
+    """The engine that a configuration asks for, if it computes what torch computes.
 
     Args:
         bundle: From `load_bundle`.
-        config: Backend, precision, place of compiled engines, threads.
-        log: Gets a sentence about what costs time.
+        config: Backend, precision, device, threads, place of what is compiled, and whether a mismatch is
+            accepted.
+        log: Gets a sentence about what costs time or trust.
         num_threads: In place of the configuration's.
     Raises:
         EngineUnavailableError: As `create_engine`.
+        EngineMismatchError: If it differs from torch beyond tolerance and `config.accept_mismatch` is off.
+        BundleError: If the library cannot run the graph, or the recorded rollout cannot be read.
     """
-    directory = Path(config.cache_directory).expanduser() if config.cache_directory else None
-    return create_engine(
+    from e2e_perception.deploy.parity import checked_engine
+
+    cache = EngineCache(Path(config.cache_directory).expanduser() if config.cache_directory else None, log)
+    engine = create_engine(
         bundle,
         config.backend,
         config.num_threads if num_threads is None else num_threads,
         precision=config.precision,
-        cache=EngineCache(directory, log),
+        device=config.device,
+        allow_spinning=config.allow_spinning,
+        cache=cache,
         log=log,
     )
+    try:
+        return checked_engine(engine, bundle, cache=cache, accept_mismatch=config.accept_mismatch, log=log)
+    except E2EPerceptionError:
+        engine.close()
+        raise
 
 
 def _best_backend(precision: str) -> str:

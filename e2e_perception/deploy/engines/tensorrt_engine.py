@@ -56,6 +56,7 @@ class TensorRtEngine:
         contract: TensorContract,
         *,
         options: BuildOptions | None = None,
+        graph_precision: str = "float32",
         cache: EngineCache | None = None,
         cuda: Cuda | None = None,
         cuda_graphs: bool = True,
@@ -68,6 +69,7 @@ class TensorRtEngine:
             model: ONNX file.
             contract: What the graph has to offer.
             options: Precision and effort.
+            graph_precision: `int8` for a graph that is quantised itself; `info` then says so.
             cache: Where engines are kept; None: the machine's default place.
             cuda: The GPU; None: the first visible one. It is closed with the engine.
             cuda_graphs: Launch a frame as one graph rather than kernel by kernel.
@@ -85,7 +87,7 @@ class TensorRtEngine:
             cache = EngineCache(log=log) if cache is None else cache
             options = options or BuildOptions()
             built = build_engine(library, model, options, cache, self._cuda.gpu, log)
-            self._precision = options.precision
+            self._precision = options.precision if graph_precision == "float32" else graph_precision
             self._load(built, model, cache)
             if cuda_graphs:
                 self._graphs = self._capture_graphs()
