@@ -242,7 +242,7 @@ def test_documentation_names_the_rooms_that_each_room_may_import() -> None:
         (
             "deploy/bundle.py",
             "onnxruntime",
-            "only deploy/engines/onnxruntime_engine.py, deploy/export.py may",
+            "only deploy/engines/onnxruntime_engine.py, deploy/export.py, deploy/quantize.py may",
         ),
         ("deploy/bundle.py", "e2e_perception.model.network", "deploy/ may import core"),
         ("data/bags.py", "torch.utils.data", r"only data/dataset\.py may import torch"),
