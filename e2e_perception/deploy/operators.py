@@ -9,11 +9,11 @@ from e2e_perception.core.errors import ContractError
 # What the network's modules export to. Left out on purpose are operators whose shapes depend on values, that
 # loop or branch, that draw at random, or that write at computed places: compilers refuse or change them.
 ALLOWED_OPERATORS = frozenset(
-    "Abs Add And AveragePool Cast Clip Concat ConstantOfShape Conv ConvTranspose Cos Div Equal Exp "
-    "Expand Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample Identity "
-    "LayerNormalization Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pow "
-    "Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Sigmoid Sign Sin Slice "
-    "Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where".split()
+    "Abs Add And AveragePool Cast Clip Concat ConstantOfShape Conv ConvTranspose Cos DequantizeLinear Div "
+    "Equal Exp Expand Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample "
+    "Identity LayerNormalization Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or "
+    "Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Sigmoid "
+    "Sign Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where".split()
 )
 
 

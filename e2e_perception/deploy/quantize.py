@@ -130,9 +130,11 @@ def quantize_graph(source: Path, out: Path, frames: Iterable[Tensors]) -> int:
             f"{source} has no convolution with weights named {' or '.join(QUANTIZED)}…; nothing to quantize"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        raw = Path(scratch) / "quantized.onnx"
+        # A copy, because the library writes files beside what it reads, and a bundle is nobody's scratch.
+        copy, raw = Path(scratch) / "model.onnx", Path(scratch) / "quantized.onnx"
+        shutil.copyfile(source, copy)
         quantize_static(
-            str(source),
+            str(copy),
             str(raw),
             _Frames(iter(frames)),
             quant_format=QuantFormat.QDQ,

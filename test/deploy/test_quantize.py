@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,8 @@ from e2e_perception.deploy import parity
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.engine_cache import EngineCache
 from e2e_perception.deploy.engines import create_engine
+from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions, build_engine
+from e2e_perception.deploy.engines.tensorrt_library import TENSORRT_RTX, find_module, load_library
 from e2e_perception.deploy.parity import Tolerance, checked_engine
 from e2e_perception.deploy.quantize import QUANTIZED, quantize_bundle
 from e2e_perception.deploy.rollouts import generated_frames
@@ -108,45 +109,18 @@ def test_onnxruntime_runs_every_quantized_convolution_in_eight_bits(int8_dir: Pa
     assert counts["QLinearConv"] == 10
 
 
-def numbers_first(graph: onnx.ModelProto) -> None:
-    """TensorRT takes bytes only where they are cast to numbers at once: put the cast before the reshape."""
-    nodes = graph.graph.node
-    (reshape,) = (node for node in nodes if "images" in node.input)
-    moved = [reshape]
-    while (user := next(node for node in nodes if moved[-1].output[0] in node.input)).op_type != "Cast":
-        moved.append(user)
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            if name == user.output[0]:
-                node.input[index] = moved[-1].output[0]
-    user.input[0], user.output[0], reshape.input[0] = "images", "images_numbers", "images_numbers"
-    cast = onnx.NodeProto()
-    cast.CopyFrom(user)
-    nodes.remove(user)
-    nodes.insert(0, cast)
-
-
 @pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    find_module(TENSORRT_RTX) is None,
     reason="TensorRT-RTX is not installed: `pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings`; "
     "whether int8 graphs compile was not tried",
 )
-def test_tensorrt_compiles_the_graph(int8_dir: Path) -> None:
-    import tensorrt_rtx_bindings as tensorrt
-
-    graph = onnx.load(str(int8_dir / "model.onnx"))
-    numbers_first(graph)
-    builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
-    network = builder.create_network(0)
-    parser = tensorrt.OnnxParser(network, tensorrt.Logger(tensorrt.Logger.ERROR))
-    parsed = parser.parse(graph.SerializeToString())
-    assert parsed, "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(tensorrt.ComputeCapability.SM86, 0)
-    built = builder.build_serialized_network(network, config)
-    assert built is not None
-    assert built.nbytes > 100_000
+@pytest.mark.parametrize("rest", ["float32", "float16"])
+def test_tensorrt_compiles_the_graph(int8_dir: Path, tmp_path: Path, rest: str) -> None:
+    options = BuildOptions(precision=rest, compute_capabilities=("8.6",), optimization_level=0)
+    library = load_library(TENSORRT_RTX)
+    built = build_engine(library, int8_dir / "model.onnx", options, EngineCache(tmp_path / "engines"), None)
+    assert len(built.plan) > 100_000
+    assert (built.num_half_nodes or 0) > 0 if rest == "float16" else not built.num_half_nodes
 
 
 def test_an_int8_bundle_is_not_quantized_again(int8_dir: Path, tmp_path: Path) -> None:
