@@ -11,14 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.core.errors import InputError
 
 
 def autolabel(
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest` or `import-log`.")
-    ],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)],
     out: Annotated[Path, typer.Option(help="File of the layer, for `label`; there must be none yet.")],
     bundle: Annotated[str, typer.Option(help="That looks at the clips; take the best there is.")] = "tiny",
     backend: Annotated[str, typer.Option(help="`onnxruntime`, `torch` or `auto`.")] = "onnxruntime",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from e2e_perception.data.splits import SplitTable
 
 app = typer.Typer(
-    help="Datasets made by `ingest`: list, compare, check and split them.", no_args_is_help=True
+    help="Datasets of shards (`ingest`, `import-log`, `label`): list, compare, check and split them.",
+    no_args_is_help=True,
 )
 
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest`.")]
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)]
 
 
 @app.command()

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from e2e_perception.cli.console import emit_json, finite, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import CLIPS_HELP, JsonOption
 from e2e_perception.core.errors import ConfigError
 
 
 def mine(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Clips, or a dataset made by `ingest`.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=f"{CLIPS_HELP}.")],
     bundle: Annotated[str, typer.Option(help="Whose weaknesses are looked for.")] = "tiny",
     count: Annotated[int, typer.Option(min=1, help="Clips in the list.")] = 50,
     out: Annotated[

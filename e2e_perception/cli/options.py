@@ -12,6 +12,10 @@ from e2e_perception.core.config import ParameterValue, StackConfig, config_from_
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
+DATASET_HELP = "Directory of shards, made by `ingest`, `import-log` or `label`."
+CLIPS_HELP = (
+    "Clips: a dataset made by `ingest`, `import-log` or `label`, or clips of `simulate --format clips`"
+)
 BundleOption = Annotated[
     str | None, typer.Option(help="Bundle directory, or the name of a shipped one.", show_default="tiny")
 ]
