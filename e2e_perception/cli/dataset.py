@@ -40,7 +40,7 @@ def show(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
         (str(s["name"]), str(s["source"]), str(s["clips"]), str(s["frames"]), str(s["digest"])[:12])
         for s in shards
     ]
-    print_table(str(dataset), ("shard", "source", "clips", "frames", "digest"), rows)
+    print_table(str(dataset), ("shard", "source", "clips", "frames", "digest"), rows, names=True)
     typer.echo(f"digest {opened.digest}")
 
 
@@ -126,7 +126,7 @@ def split(
         )
         return
     rows = [(name, side.group, side.split) for name, side in table.shards.items()]
-    print_table(str(file), ("shard", "group", "split"), rows, wide=True)
+    print_table(str(file), ("shard", "group", "split"), rows, names=True)
     for reason in table.reasons:
         typer.echo(reason)
     typer.echo(f"{sides.count('train')} shards for training, {sides.count('validation')} for validation")

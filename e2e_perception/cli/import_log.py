@@ -66,7 +66,7 @@ def import_log(
         (item["shard"], str(item["frames"]), str(item["tracks"]), f"{item['sweeps']} + {item['pictures']}")
         for item in imported
     ]
-    print_table(str(out), ("shard", "frames", "tracks", "sweeps + pictures"), rows)
+    print_table(str(out), ("shard", "frames", "tracks", "sweeps + pictures"), rows, names=True)
     typer.echo(f"{summary['clips']} clips, digest {summary['digest']}")
 
 

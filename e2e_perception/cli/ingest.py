@@ -91,7 +91,7 @@ def ingest(
         [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
         for item in ingested
     ]
-    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows)
+    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows, names=True)
     typer.echo(f"{summary['frames']} frames, {summary['clips']} clips, digest {summary['digest']}")
 
 

@@ -85,7 +85,7 @@ def label(
         )
         for item in made
     ]
-    print_table(str(out), ("shard", "", "labelled clips", "labels", "conflicts"), rows)
+    print_table(str(out), ("shard", "", "labelled clips", "labels", "conflicts"), rows, names=True)
     for kind, count in _counted([row for item in made for row in item.conflicts]).items():
         typer.echo(f"{kind}: {count} conflicts")
     typer.echo(f"digest {summary['digest']}")

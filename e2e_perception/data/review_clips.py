@@ -268,6 +268,17 @@ class _ListedClip(BaseModel):
     ranks: dict[str, float | None] = {}
 
 
+class _LeftOutClip(BaseModel):
+    """A clip that `mine` did not rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: str
+    clip_id: str
+    stamp_ns: int
+    reason: str
+
+
 class _MinedList(BaseModel):
     """The list that `mine` writes."""
 
@@ -278,6 +289,7 @@ class _MinedList(BaseModel):
     weights: dict[str, float] = {}
     looked_at: int = 0
     clips: tuple[_ListedClip, ...]
+    left_out: tuple[_LeftOutClip, ...] = ()
 
 
 def _read_list(path: Path) -> _MinedList:
