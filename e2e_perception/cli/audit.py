@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from e2e_perception.cli.audit_page import PROVENANCE_HEAD, as_page, pictures_of, provenance_rows
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
 from e2e_perception.cli.options import DATASET_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.named_files import offending_keys, read_named
 
@@ -51,6 +52,8 @@ def audit(
     from e2e_perception.data.shards import Dataset
 
     wanted = load_gates(gates)
+    if page is not None:
+        check_file_place(page, "--html")
     opened = Dataset(dataset)
     if not opened.shards():
         raise ConfigError(f"{dataset} holds no finished shard; `e2e-perception ingest` makes some")

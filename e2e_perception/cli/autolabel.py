@@ -12,6 +12,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
 from e2e_perception.cli.options import DATASET_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import InputError
 
 
@@ -45,6 +46,7 @@ def autolabel(
     opened = opened_dataset(dataset)
     if out.exists():
         raise InputError(f"{out} is there already; name another file, or remove it")
+    check_file_place(out, "--out")
     loaded = load_bundle(bundle)
     shards = opened.shards()
     thresholds = Thresholds(least_sightings, least_confidence)

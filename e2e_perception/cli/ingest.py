@@ -10,6 +10,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
 from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stack_config
+from e2e_perception.cli.privacy import Privacy, PrivacyOption
 
 
 def ingest(
@@ -29,15 +30,7 @@ def ingest(
         str | None,
         typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
     ] = None,
-    privacy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:CALLABLE",
-            help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns "
-            "one of the same size.",
-            show_default="none",
-        ),
-    ] = None,
+    privacy: PrivacyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut recordings into clips that `train` takes, through the code that runs on the robot.
@@ -51,7 +44,6 @@ def ingest(
     """
     from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
     from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
-    from e2e_perception.cli.privacy import Privacy
     from e2e_perception.core.errors import ConfigError, InputError
     from e2e_perception.data.shards import Dataset
 

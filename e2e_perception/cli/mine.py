@@ -12,6 +12,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, finite, print_table, progress_bar
 from e2e_perception.cli.options import CLIPS_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def mine(
     from e2e_perception.training.mining import mine as look
 
     weights = _weights(weight or [f"{name}=1" for name in SIGNALS], SIGNALS)
+    if out is not None:
+        check_file_place(out, "--out")
     opened = load_bundle(bundle)
     stores = open_clips(dataset)
     clips = [(store, index) for store in stores for index in range(len(store))]

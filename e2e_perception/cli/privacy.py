@@ -7,14 +7,25 @@ import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.samples import ImageSample, SensorMessage
 from e2e_perception.runtime.decode import decode_image
 
+PrivacyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns one "
+        "of the same size.",
+        show_default="none",
+    ),
+]
 Blur = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -85,3 +96,19 @@ class Privacy:
             message.arrival_ns,
             ImageSample(np.ascontiguousarray(blurred_HW3)),
         )
+
+
+def stated_privacy(stated: str) -> Privacy | None:
+    """The function that a recipe names; None if it names none.
+
+    Args:
+        stated: `Privacy.stated`, or nothing.
+    Raises:
+        ConfigError: If it cannot be imported, or is not the one that the recipe was made with.
+    """
+    if not stated:
+        return None
+    found = Privacy(stated.partition("@")[0])
+    if found.stated != stated:
+        raise ConfigError(f"--privacy {found.name} changed since this began; run it again")
+    return found

@@ -108,9 +108,9 @@ def import_(
     Example: `e2e-perception review import birdseye.zip --exported to_cvat --dataset dataset --reviewer kim
     --out kim.parquet`
     """
+    from e2e_perception.data.label_layers import write_layer
     from e2e_perception.data.review_cvat import ANNOTATIONS, BIRDSEYE, MANIFEST, import_cvat
     from e2e_perception.data.review_json import DOCUMENT, import_json
-    from e2e_perception.data.review_session import save_layer
     from e2e_perception.data.review_verdicts import Tally
 
     _check_reviewer(reviewer)
@@ -133,7 +133,7 @@ def import_(
                 "file of CVAT with --exported naming that directory"
             )
         rows, shards = import_cvat(file, found[0], opened, reviewer, tally)
-    save_layer(out, rows, shards)
+    write_layer(out, rows, shards=shards)
     counts = asdict(tally)
     if tally.left_out:
         log(f"{tally.left_out} boxes were added in one frame alone and are left out: no velocity follows")

@@ -30,6 +30,7 @@ from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.torch_engine import TorchEngine
+from e2e_perception.deploy.exporter_noise import without_exporter_noise
 from e2e_perception.model.network import JointNetwork
 
 OPSET = 20
@@ -116,7 +117,7 @@ def export_onnx(model: JointNetwork, out: Path) -> None:
     for spec in contract.inputs:
         inputs.setdefault(spec.name, np.zeros(spec.shape, np.float32))
     arguments = tuple(torch.from_numpy(inputs[name]) for name in contract.input_names)
-    with torch.no_grad():
+    with torch.no_grad(), without_exporter_noise():
         program = torch.onnx.export(
             _Flat(model, contract).eval(),
             arguments,
@@ -236,8 +237,7 @@ def export_bundle(
         BundleError: If parity is not reached; the message names the worst output. If something other than a
             bundle is at `out`; it is left alone.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} is there already and is no bundle; name another directory")
+    check_place(out)
     weights = (planning or PlanningConfig()).model_dump()
     contract = tensor_contract(model.config)
     manifest = {
@@ -285,6 +285,16 @@ def export_bundle(
             shutil.rmtree(out)
         fresh.rename(out)
     return parity
+
+
+def check_place(out: Path) -> None:
+    """Refuse a place for a bundle where something else is.
+
+    Raises:
+        BundleError: If there is.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} is there already and is no bundle; name another directory")
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from e2e_perception.deploy.export import (
     random_inputs,
     rollout_difference,
 )
+from e2e_perception.deploy.exporter_noise import LEAF_SPEC, REGISTRATION, SKIPPED, without_exporter_noise
 from e2e_perception.model.network import JointNetwork
 
 RIG = Rig(
@@ -204,6 +207,44 @@ def test_an_export_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
             JointNetwork(SMALL), tmp_path / "precious", name="small", rig=RIG, evaluation={}, provenance={}
         )
     assert (tmp_path / "precious" / "notes.txt").read_text(encoding="utf-8") == "thesis"
+
+
+@pytest.fixture
+def exporter_log(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
+    """What the exporter logs; torch's own handlers keep it from the root."""
+    logger = logging.getLogger(REGISTRATION)
+    logger.addHandler(caplog.handler)
+    yield caplog.records
+    logger.removeHandler(caplog.handler)
+
+
+def test_an_export_says_nothing_of_the_exporter_itself(
+    tmp_path: Path, exporter_log: list[logging.LogRecord]
+) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        export_onnx(JointNetwork(SMALL), tmp_path / "model.onnx")
+    assert not [str(w.message) for w in told if "LeafSpec" in str(w.message)]
+    assert not [r.getMessage() for r in exporter_log if "torchvision" in r.getMessage()]
+
+
+def test_only_that_is_left_out_and_only_while_exporting(exporter_log: list[logging.LogRecord]) -> None:
+    logger = logging.getLogger(REGISTRATION)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with without_exporter_noise():
+            warnings.warn(f"{LEAF_SPEC}, use something else", FutureWarning, stacklevel=1)
+            warnings.warn("another thing is deprecated", FutureWarning, stacklevel=1)
+            logger.warning("%s torchvision::nms", SKIPPED)
+            logger.warning("an operator is missing")
+        logger.warning("%s torchvision::nms", SKIPPED)
+        warnings.warn(f"{LEAF_SPEC}, use something else", FutureWarning, stacklevel=1)
+    assert [str(w.message) for w in told] == [
+        "another thing is deprecated", f"{LEAF_SPEC}, use something else"
+    ]  # fmt: skip
+    said = [record.getMessage() for record in exporter_log]
+    assert said == ["an operator is missing", f"{SKIPPED} torchvision::nms"]
 
 
 def test_verifying_opens_the_graph(bundle_dir: Path, tmp_path: Path) -> None:
