@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -22,7 +21,7 @@ from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import PlanningConfig
 from e2e_perception.core.errors import BundleError, ContractError
 from e2e_perception.core.frames import SE2
-from e2e_perception.core.network_config import COST_TERMS, NetworkConfig
+from e2e_perception.core.network_config import BOX_FIELDS, COST_TERMS, NetworkConfig
 from e2e_perception.core.rig import Rig
 from e2e_perception.core.trajectories import ROUTE_POINTS, ROUTE_SPACING
 from e2e_perception.deploy.bundle import MANIFEST, SCHEMA_VERSION, load_bundle, write_checksums
@@ -36,7 +35,12 @@ from e2e_perception.model.network import JointNetwork
 OPSET = 20
 PARITY_FRAMES = 12
 PARITY_TOLERANCE = 1e-4
-VECTORS = ("object_futures",)  # outputs whose last axis is (x, y)
+# Columns of an output that are the coordinates of one vector.
+VECTORS = {
+    "object_futures": (("x", "y"),),
+    "query_boxes": (("x", "y"), ("sin_yaw", "cos_yaw"), ("vx", "vy")),
+}
+COLUMNS = {"object_futures": ("x", "y"), "query_boxes": BOX_FIELDS}
 # Known to break or to change under TensorRT; none may appear in an exported graph.
 FORBIDDEN_OPERATORS = frozenset(
     {"NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Scan", "RandomNormal", "RandomUniform"}
@@ -170,8 +174,9 @@ def rollout_difference(
         num_frames: Length of the rollout.
         seed: Of the inputs.
     Returns:
-        By output name, the largest |a - b| / max(1, |b|) of any element in any frame; futures are compared as
-        vectors, since how their error is shared between x and y depends on the axes alone.
+        By output name, the largest |a - b| / max(1, |b|) of any element in any frame. Places, headings,
+        velocities and futures are compared as vectors: how an error is shared between x and y depends on the
+        axes alone, and a small coordinate is no measure for it.
     """
     rng = np.random.default_rng(seed)
     engine.reset_state()
@@ -186,16 +191,29 @@ def rollout_difference(
         a = engine.infer({**inputs, **memory_a})
         b = reference.infer({**inputs, **memory_b})
         for name, expected in b.items():
-            worst[name] = max(worst.get(name, 0.0), _difference(a[name], expected, name in VECTORS))
+            # NaN is the largest of all; Python's own `max` would pass over it.
+            worst[name] = float(np.maximum(worst.get(name, 0.0), _difference(name, a[name], expected)))
         count = min(8, network.num_queries, network.num_memory)
         chosen = np.argsort(-b["query_scores"][0].max(1), kind="stable")[:count]
         memory_a, memory_b = _remember(inputs, a, chosen), _remember(inputs, b, chosen)
     return worst
 
 
-def _difference(got: NDArray[np.float32], expected: NDArray[np.float32], are_vectors: bool) -> float:
-    size = functools.partial(np.linalg.norm, axis=-1) if are_vectors else np.abs
-    return float((size(got - expected) / np.maximum(1.0, size(expected))).max())
+def _difference(name: str, got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Of one output in one frame, see `rollout_difference`."""
+    vectors = [[COLUMNS[name].index(column) for column in columns] for columns in VECTORS.get(name, ())]
+    inside = {column for columns in vectors for column in columns}
+    alone = [column for column in range(expected.shape[-1]) if column not in inside]
+    worst = [_relative(np.abs(got - expected)[..., alone], np.abs(expected)[..., alone])]
+    for columns in vectors:
+        error, size = (np.linalg.norm(v[..., columns], axis=-1) for v in (got - expected, expected))
+        worst.append(_relative(error, size))
+    return float(np.max(worst))
+
+
+def _relative(error: NDArray[np.float32], size: NDArray[np.float32]) -> float:
+    """The largest error as a share of what it is of; of what is less than 1, of 1. NaN if one is."""
+    return float((error / np.maximum(1.0, size)).max(initial=0.0))
 
 
 def _remember(
