@@ -365,19 +365,26 @@ def _told(
     )
 
 
+def types_of(bag: Path) -> dict[str, str]:
+    """Type of each topic of a recording, also of a damaged one.
+
+    Raises:
+        InputError: If nothing of it can be read.
+    """
+    try:
+        with BagSource(bag) as source:
+            return dict(source.types)
+    except DamagedBagError:
+        return SalvagedBag(bag).types
+
+
 def rig_of(bag: Path, recipe: Recipe) -> Rig:
     """The rig of a recipe, or the shipped one that fits a recording.
 
     Raises:
         InputError: If the recording cannot be read, or no rig fits it.
     """
-    rig_name = recipe.rig
-    if not rig_name:
-        try:
-            with BagSource(bag) as source:
-                rig_name = rig_for_topics(source.types)
-        except DamagedBagError:
-            rig_name = rig_for_topics(SalvagedBag(bag).types)
+    rig_name = recipe.rig or rig_for_topics(types_of(bag))
     config = StackConfig.model_validate_json(recipe.config)
     return find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
 

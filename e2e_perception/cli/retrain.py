@@ -142,15 +142,14 @@ def _check_inputs(bags: list[Path], recipe: Recipe, stores: list[ClipStore], out
         InputError: If a recording cannot be read or has no rig, or nothing will be there to compare on.
         BundleError: If something else is where the new bundle goes.
     """
-    from e2e_perception.cli.ingest_bag import digest_of_bag, rig_of, scenario_of
-    from e2e_perception.data.bags import storage_files
+    from e2e_perception.cli.ingest_bag import digest_of_bag, rig_of, scenario_of, types_of
     from e2e_perception.data.clip_store import split_of
     from e2e_perception.data.splits import SPLITS
     from e2e_perception.deploy.export import check_place
 
     check_place(out / "bundle")
     for bag in bags:
-        storage_files(bag)
+        types_of(bag)
         rig_of(bag, recipe)
     if any(len(store.indices("validation")) for store in stores) or (out / "dataset" / SPLITS).is_file():
         return

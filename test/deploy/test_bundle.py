@@ -270,12 +270,15 @@ def test_an_export_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def exporter_log(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
-    """What the exporter logs; torch's own handlers keep it from the root."""
+def exporter_log() -> Iterator[list[logging.LogRecord]]:
+    """What the exporter logs; torch's own handlers keep it from the root, and so from `caplog`."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
     logger = logging.getLogger(REGISTRATION)
-    logger.addHandler(caplog.handler)
-    yield caplog.records
-    logger.removeHandler(caplog.handler)
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
 
 
 def test_an_export_says_nothing_of_the_exporter_itself(
