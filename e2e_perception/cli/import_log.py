@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
-from e2e_perception.cli.privacy import Privacy, PrivacyOption
+from e2e_perception.cli.options import JsonOption, PrivacyOption
 from e2e_perception.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ def import_log(
     """
     from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
     from e2e_perception.cli.ingest_log import LogRecipe
+    from e2e_perception.cli.privacy import Privacy
     from e2e_perception.data.shards import Dataset
 
     recipe = LogRecipe(size, clip_length, Privacy(privacy).stated if privacy is not None else "")

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stack_config
-from e2e_perception.cli.privacy import Privacy, PrivacyOption
+from e2e_perception.cli.options import JsonOption, ParamsOption, PrivacyOption, RigOption, stack_config
 
 
 def ingest(
@@ -44,6 +43,7 @@ def ingest(
     """
     from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
     from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
+    from e2e_perception.cli.privacy import Privacy
     from e2e_perception.core.errors import ConfigError, InputError
     from e2e_perception.data.shards import Dataset
 

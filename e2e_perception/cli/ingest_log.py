@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from e2e_perception import __version__
 from e2e_perception.cli.privacy import Privacy, stated_privacy
@@ -24,8 +24,10 @@ from e2e_perception.data.ego_paths import PathRecorder
 from e2e_perception.data.shard_rows import index_facts, label_rows
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.runtime.preprocess import Preprocessor
-from e2e_perception.simulation.argoverse import LIDAR_NAME, LOG_LIDAR, Log, log_rig, read_log
-from e2e_perception.simulation.log_frames import LogFrames
+
+if TYPE_CHECKING:
+    from e2e_perception.simulation.argoverse import Log
+    from e2e_perception.simulation.log_frames import LogFrames
 
 SOURCE = "argoverse2"
 REVIEWER = "Argoverse 2"
@@ -99,6 +101,9 @@ def import_one(path: Path, out: Path, recipe: LogRecipe) -> Imported:
         InputError: If it is no log, or the size is not known.
         ConfigError: If the function of the recipe cannot be imported.
     """
+    from e2e_perception.simulation.argoverse import read_log
+    from e2e_perception.simulation.log_frames import LogFrames
+
     if recipe.size not in SIZES:
         raise InputError(f"unknown network size {recipe.size!r}; expected one of {', '.join(SIZES)}")
     privacy = stated_privacy(recipe.privacy)
@@ -255,6 +260,8 @@ def _place(log: Log) -> dict[str, Any]:
 
 def rig_of(log: Log) -> Rig:
     """The recording car; of a log without calibration its lidar alone: points are in the car's frame."""
+    from e2e_perception.simulation.argoverse import LIDAR_NAME, LOG_LIDAR, log_rig
+
     if LOG_LIDAR in log.ego_from_sensor:
         return log_rig(log)
     lidar = Lidar(

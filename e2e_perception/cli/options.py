@@ -30,6 +30,16 @@ ParamsOption = Annotated[
     Path | None, typer.Option(help="ROS parameter file; the other options win over it.", show_default=False)
 ]
 
+PrivacyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns one "
+        "of the same size.",
+        show_default="none",
+    ),
+]
+
 
 def given_parameters(
     *, bundle: str | None = None, backend: str | None = None, rig: str | None = None

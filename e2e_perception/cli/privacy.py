@@ -7,25 +7,14 @@ import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.samples import ImageSample, SensorMessage
 from e2e_perception.runtime.decode import decode_image
 
-PrivacyOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:CALLABLE",
-        help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns one "
-        "of the same size.",
-        show_default="none",
-    ),
-]
 Blur = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
