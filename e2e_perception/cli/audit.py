@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from e2e_perception.cli.audit_page import PROVENANCE_HEAD, as_page, pictures_of, provenance_rows
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.core.named_files import offending_keys, read_named
 
@@ -26,7 +25,7 @@ SHOWN = 20  # findings in the terminal
 
 
 def audit(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `ingest`.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)],
     gates: Annotated[
         str, typer.Option(help="What must hold: a YAML file, or the name of a shipped one.")
     ] = "default",
@@ -53,6 +52,8 @@ def audit(
     from e2e_perception.data.shards import Dataset
 
     wanted = load_gates(gates)
+    if page is not None:
+        check_file_place(page, "--html")
     opened = Dataset(dataset)
     if not opened.shards():
         raise ConfigError(f"{dataset} holds no finished shard; `e2e-perception ingest` makes some")
@@ -66,7 +67,8 @@ def audit(
     recall = _recall(opened, bundle) if bundle is not None else {}
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(as_page(report, dataset, recall), encoding="utf-8")
+        pictures = pictures_of(report, opened)
+        page.write_text(as_page(report, dataset, recall, pictures), encoding="utf-8")
     if as_json:
         emit_json({**as_document(report), **({"recall": recall} if bundle is not None else {})})
     else:
@@ -137,6 +139,8 @@ def as_document(report: Report) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in report.findings],
         "balance": report.balance,
         "sensors": report.sensors,
+        "provenance": report.provenance,
+        "doubled_share": round(report.doubled_share, 4),
         "broken_gates": report.broken_gates,
         "passed": not report.broken_gates,
     }
@@ -152,61 +156,9 @@ def _print(report: Report, dataset: Path) -> None:
         (name, key, f"{count:,}") for name, counts in report.balance.items() for key, count in counts.items()
     ]
     print_table(f"what is in {dataset}", ("of", "", "count"), rows)
+    if report.provenance:
+        print_table("where labels come from", PROVENANCE_HEAD, provenance_rows(report))
     typer.echo(
         f"{report.clips} clips, {report.labelled_clips} labelled, {len(report.findings)} findings; "
         f"{'no gate is broken' if not report.broken_gates else 'gates are broken'}"
     )
-
-
-def as_page(
-    report: Report, dataset: Path, recall: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
-) -> str:
-    """All findings, self-contained."""
-    say = html.escape
-    totals = Counter(finding.severity for finding in report.findings)
-    gates = "".join(f"<li>{say(gate)}</li>" for gate in report.broken_gates)
-    verdict = f"<p>Gates are broken:</p><ul>{gates}</ul>" if gates else "<p>No gate is broken.</p>"
-    rows = "".join(
-        f'<tr class="{f.severity}"><td>{f.severity}</td><td>{say(f.check)}</td><td>{say(f.message)}</td>'
-        f"<td>{say(f.shard)}</td><td>{say(f.clip_id)}</td><td>{f.stamp_ns or ''}</td></tr>"
-        for f in report.findings
-    )
-    tables = "".join(_counts_as_html(name, counts) for name, counts in report.balance.items())
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Audit of {say(dataset.name)}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-td, th {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }}
-tr.error td:first-child {{ color: #c62828; font-weight: 600; }}
-tr.warning td:first-child {{ color: #b26a00; }}
-.n {{ text-align: right; width: 6rem; }} .bar {{ background: #4a7dbd; height: .8rem; }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #16181c; color: #ddd; }} }}
-</style></head><body><h1>{say(str(dataset))}</h1>
-<p>{report.clips} clips, {report.labelled_clips} of them labelled; digest {report.digest[:16]}…;
-{totals["error"]} errors, {totals["warning"]} warnings, {totals["info"]} remarks.</p>
-{verdict}<h2>Findings</h2>
-<table><tr><th></th><th>check</th><th>finding</th><th>shard</th><th>clip</th><th>stamp [ns]</th></tr>
-{rows}</table>
-<h2>Balance</h2>{tables}{_recall_as_html(recall or {})}</body></html>
-"""
-
-
-def _recall_as_html(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td><td class=n>{r['labels']:,}</td>"
-        f"<td class=n>{r['recall']:.1%}</td></tr>"
-        for name, values in recall.items()
-        for value, r in values.items()
-    )
-    head = "<tr><th>of</th><th></th><th>labels</th><th>found</th></tr>"
-    return f"<h2>Labels found</h2><table>{head}{rows}</table>" if rows else ""
-
-
-def _counts_as_html(name: str, counts: Mapping[str, int]) -> str:
-    total = max(sum(counts.values()), 1)
-    rows = "".join(
-        f"<tr><td>{html.escape(key)}</td><td class=n>{count:,}</td>"
-        f'<td><div class=bar style="width:{100 * count / total:.1f}%"></div></td></tr>'
-        for key, count in counts.items()
-    )
-    return f"<h3>{html.escape(name)}</h3><table>{rows}</table>"

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import InputError
 
 
 def autolabel(
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest` or `import-log`.")
-    ],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)],
     out: Annotated[Path, typer.Option(help="File of the layer, for `label`; there must be none yet.")],
     bundle: Annotated[str, typer.Option(help="That looks at the clips; take the best there is.")] = "tiny",
     backend: Annotated[str, typer.Option(help="`onnxruntime`, `torch` or `auto`.")] = "onnxruntime",
@@ -47,6 +46,7 @@ def autolabel(
     opened = opened_dataset(dataset)
     if out.exists():
         raise InputError(f"{out} is there already; name another file, or remove it")
+    check_file_place(out, "--out")
     loaded = load_bundle(bundle)
     shards = opened.shards()
     thresholds = Thresholds(least_sightings, least_confidence)

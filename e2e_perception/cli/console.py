@@ -62,7 +62,12 @@ def finite(value: Any) -> Any:
 
 
 def print_table(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, wide: bool = False
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    wide: bool = False,
+    names: bool = False,
 ) -> None:
     """A table for people, on stdout.
 
@@ -71,7 +76,13 @@ def print_table(
         head: Column titles; all but the first are aligned right unless `wide`.
         rows: Cells.
         wide: Cells are sentences: align left and wrap.
+        names: The first cells are names that people copy: where the table has no room they are not broken,
+            each stands above its row.
     """
+    console = Console(highlight=False)
+    if names and rows and _width_of(head, rows) > console.width:
+        _print_under_names(console, title, head, rows)
+        return
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
     )
@@ -79,8 +90,35 @@ def print_table(
         table.add_column(name, justify="left" if wide or i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console = Console(highlight=False)
     console.print(table, markup=False)
+    console.print()
+
+
+_GAP = 2  # characters between columns
+
+
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(str(row[i])) for row in (head, *rows)) for i in range(len(head))]
+
+
+def _width_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    widths = _widths(head, rows)
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _print_under_names(
+    console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Each name on a line of its own, whole, and its cells below it."""
+    widths = _widths(head, rows)[1:]
+
+    def line(cells: Sequence[str]) -> str:
+        return (" " * _GAP).join(["", *(str(c).rjust(w) for c, w in zip(cells, widths, strict=True))])
+
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(f"{head[0]}\n{line(head[1:])}", style="dim", markup=False, soft_wrap=True)
+    for name, *cells in rows:
+        console.print(f"{name}\n{line(cells)}", markup=False, soft_wrap=True)
     console.print()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from e2e_perception.data.splits import SplitTable
 
 app = typer.Typer(
-    help="Datasets made by `ingest`: list, compare, check and split them.", no_args_is_help=True
+    help="Datasets of shards (`ingest`, `import-log`, `label`): list, compare, check and split them.",
+    no_args_is_help=True,
 )
 
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest`.")]
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)]
 
 
 @app.command()
@@ -39,7 +40,7 @@ def show(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
         (str(s["name"]), str(s["source"]), str(s["clips"]), str(s["frames"]), str(s["digest"])[:12])
         for s in shards
     ]
-    print_table(str(dataset), ("shard", "source", "clips", "frames", "digest"), rows)
+    print_table(str(dataset), ("shard", "source", "clips", "frames", "digest"), rows, names=True)
     typer.echo(f"digest {opened.digest}")
 
 
@@ -125,7 +126,7 @@ def split(
         )
         return
     rows = [(name, side.group, side.split) for name, side in table.shards.items()]
-    print_table(str(file), ("shard", "group", "split"), rows, wide=True)
+    print_table(str(file), ("shard", "group", "split"), rows, names=True)
     for reason in table.reasons:
         typer.echo(reason)
     typer.echo(f"{sides.count('train')} shards for training, {sides.count('validation')} for validation")

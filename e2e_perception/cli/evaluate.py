@@ -10,6 +10,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, print_table, progress_bar
 from e2e_perception.cli.options import (
+    CLIPS_HELP,
     BackendOption,
     JsonOption,
     ParamsOption,
@@ -30,7 +31,7 @@ def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle directory, or the name of a shipped one.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Clip store, written by `simulate --format clips`.", show_default=False),
+        typer.Option(help=f"{CLIPS_HELP}.", show_default=False),
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="Suite file, or the name of a shipped one.", show_default=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stack_config
+from e2e_perception.cli.options import JsonOption, ParamsOption, PrivacyOption, RigOption, stack_config
 
 
 def ingest(
@@ -29,15 +29,7 @@ def ingest(
         str | None,
         typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
     ] = None,
-    privacy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:CALLABLE",
-            help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns "
-            "one of the same size.",
-            show_default="none",
-        ),
-    ] = None,
+    privacy: PrivacyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cut recordings into clips that `train` takes, through the code that runs on the robot.
@@ -91,7 +83,7 @@ def ingest(
         [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
         for item in ingested
     ]
-    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows)
+    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows, names=True)
     typer.echo(f"{summary['frames']} frames, {summary['clips']} clips, digest {summary['digest']}")
 
 

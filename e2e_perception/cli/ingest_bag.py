@@ -17,11 +17,10 @@ from e2e_perception import __version__
 from e2e_perception.cli.bag_stream import BagStream
 from e2e_perception.cli.inputs import rig_for_topics
 from e2e_perception.cli.offline import Event, Intervention, Labels, play
-from e2e_perception.cli.privacy import Privacy
-from e2e_perception.core.boxes import CLASSES
+from e2e_perception.cli.privacy import Privacy, stated_privacy
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import ConfigError, DamagedBagError, InputError
+from e2e_perception.core.errors import DamagedBagError, InputError
 from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
@@ -31,6 +30,7 @@ from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.shard_rows import index_facts, label_rows
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.front_end import FrontEnd
@@ -187,19 +187,12 @@ def ingest_bag(
     # What the robot keeps of a drive is no part of what a clip is.
     recipe = replace(recipe, config=config.model_dump_json(exclude={"triggers"}))
     dataset = Dataset(out)
-    rig_name = recipe.rig
-    if not rig_name:
-        try:
-            with BagSource(bag) as source:
-                rig_name = rig_for_topics(source.types)
-        except DamagedBagError:
-            rig_name = rig_for_topics(SalvagedBag(bag).types)
-    rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
+    rig = rig_of(bag, recipe)
     started = time.perf_counter()
     files = storage_files(bag)
-    bag_digest = _digest_of(files)
+    bag_digest = digest_of_bag(bag)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    privacy = _privacy(recipe)
+    privacy = stated_privacy(recipe.privacy)
     made_by = {"recipe": {**recipe.facts(), "rig": rig.model_dump(mode="json")}, "bag_digest": bag_digest}
     name = shard_name(bag, made_by)
     listed = {shard.name: shard for shard in dataset.shards()}
@@ -241,7 +234,7 @@ def _write_clips(
             clip_length=recipe.clip_length,
             stride=recipe.stride,
             source=f"bag:{task.bag_digest}" + (f" privacy:{recipe.privacy}" if recipe.privacy else ""),
-            scenario=f"bag:{task.bag_digest[:16]}",
+            scenario=scenario_of(task.bag_digest),
             has_labels=has_labels,
         )
         recorder = Recorder(task.network, stream.rig, task.config, builder, task.privacy)
@@ -257,13 +250,16 @@ def _write_clips(
             writer.write(
                 clip_id,
                 built.clip,
-                {
-                    **_facts(built, task.bag_digest, topics, sources),
-                    "interventions": _within(built, interventions),
-                },
+                index_facts(
+                    built,
+                    bag_digest=task.bag_digest,
+                    topics=topics,
+                    label_sources=sources,
+                    interventions=_within(built, interventions),
+                ),
             )
             if has_labels:
-                labels.extend(_label_rows(clip_id, built, sources[0]))
+                labels.extend(label_rows(clip_id, built, source=sources[0], tool=TOOL))
 
         play(
             recorder,
@@ -294,20 +290,6 @@ def _write_clips(
             "label_sources": sources,
             **recorder.path.facts(stream.odometry_frame),
         }, labels
-
-
-def _privacy(recipe: Recipe) -> Privacy | None:
-    """The function that a recipe names.
-
-    Raises:
-        ConfigError: If it cannot be imported, or is not the one that the recipe was made with.
-    """
-    if not recipe.privacy:
-        return None
-    found = Privacy(recipe.privacy.partition("@")[0])
-    if found.stated != recipe.privacy:
-        raise ConfigError(f"--privacy {found.name} changed since this began; run it again")
-    return found
 
 
 def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:
@@ -355,36 +337,6 @@ def _within(built: BuiltClip, instants: set[int] | None) -> int | None:
     return sum(int(stamps_T[0]) <= instant <= int(stamps_T[-1]) for instant in instants)
 
 
-def _facts(built: BuiltClip, bag_digest: str, topics: list[str], sources: list[str]) -> dict[str, Any]:
-    return {
-        "last_stamp_ns": int(built.clip.stamps_ns_T[-1]),
-        "bag_digest": bag_digest,
-        "topics": topics,
-        "sensor_validity": built.validity,
-        "speed_mean_mps": round(float(built.speeds_T.mean()), 3),
-        "speed_max_mps": round(float(built.speeds_T.max()), 3),
-        "weather": None,
-        "label_sources": sources,
-    }
-
-
-def _label_rows(clip_id: str, built: BuiltClip, source: str) -> Iterator[dict[str, Any]]:
-    clip = built.clip
-    for t, slot in zip(*(clip.ids_TB >= 0).nonzero(), strict=True):
-        yield {
-            "clip_id": clip_id,
-            "frame": int(t),
-            "slot": int(slot),
-            "identity": int(clip.ids_TB[t, slot]),
-            "class": CLASSES[int(clip.class_ids_TB[t, slot])],
-            "source": source,
-            "tool": TOOL,
-            "bundle_digest": None,
-            "confidence": float(built.confidence_TL[t, slot]),
-            "reviewer": None,
-        }
-
-
 def _reasons(builder: ClipBuilder, recorder: Recorder) -> str:
     counts, drops = builder.counts, recorder.front.assembler.drops()
     said = [
@@ -413,9 +365,39 @@ def _told(
     )
 
 
-def _digest_of(files: list[Path]) -> str:
+def types_of(bag: Path) -> dict[str, str]:
+    """Type of each topic of a recording, also of a damaged one.
+
+    Raises:
+        InputError: If nothing of it can be read.
+    """
+    try:
+        with BagSource(bag) as source:
+            return dict(source.types)
+    except DamagedBagError:
+        return SalvagedBag(bag).types
+
+
+def rig_of(bag: Path, recipe: Recipe) -> Rig:
+    """The rig of a recipe, or the shipped one that fits a recording.
+
+    Raises:
+        InputError: If the recording cannot be read, or no rig fits it.
+    """
+    rig_name = recipe.rig or rig_for_topics(types_of(bag))
+    config = StackConfig.model_validate_json(recipe.config)
+    return find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
+
+
+def scenario_of(bag_digest: str) -> str:
+    """Of a recording's clips; its hash says on which side of the split they are."""
+    return f"bag:{bag_digest[:16]}"
+
+
+def digest_of_bag(bag: Path) -> str:
+    """SHA-256 of names, sizes and bytes of a recording's files."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in storage_files(bag):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(CHUNK):

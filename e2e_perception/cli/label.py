@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.core.errors import InputError
 
 PRECEDENCE = "review,topic,import,simulator,autolabel"
@@ -18,9 +18,7 @@ PRECEDENCE = "review,topic,import,simulator,autolabel"
 def label(
     dataset: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATASET", help="Directory made by `ingest` or `import-log`; it is only read."
-        ),
+        typer.Argument(metavar="DATASET", help=f"{DATASET_HELP} It is only read."),
     ],
     layers: Annotated[
         list[Path], typer.Argument(metavar="LAYER…", help="Files made by `autolabel`, or of reviews.")
@@ -87,7 +85,7 @@ def label(
         )
         for item in made
     ]
-    print_table(str(out), ("shard", "", "labelled clips", "labels", "conflicts"), rows)
+    print_table(str(out), ("shard", "", "labelled clips", "labels", "conflicts"), rows, names=True)
     for kind, count in _counted([row for item in made for row in item.conflicts]).items():
         typer.echo(f"{kind}: {count} conflicts")
     typer.echo(f"digest {summary['digest']}")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from e2e_perception.cli.console import emit_json, finite, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import CLIPS_HELP, JsonOption
+from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from e2e_perception.data.clip_store import ClipStore
+
+BLIND = "no sensor is there in any frame, so that nobody can say more of it"
 
 
 def mine(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Clips, or a dataset made by `ingest`.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=f"{CLIPS_HELP}.")],
     bundle: Annotated[str, typer.Option(help="Whose weaknesses are looked for.")] = "tiny",
     count: Annotated[int, typer.Option(min=1, help="Clips in the list.")] = 50,
     out: Annotated[
@@ -40,7 +47,8 @@ def mine(
 ) -> None:
     """List the clips that a network is unsure of, sees differently with each sensor, or plans otherwise in.
 
-    Needs no labels. Each clip has a score, and the signals behind it as shares of clips that have less.
+    Needs no labels. Each clip has a score, and the signals behind it as shares of clips that have less. Clips
+    without any sensor are listed apart.
 
     Example: `e2e-perception mine dataset --bundle tiny --count 20 --out review.json`
     """
@@ -57,7 +65,9 @@ def mine(
     from e2e_perception.training.mining import SIGNALS
     from e2e_perception.training.mining import mine as look
 
-    weights = _weights(weight or [f"{name}=1" for name in SIGNALS])
+    weights = _weights(weight or [f"{name}=1" for name in SIGNALS], SIGNALS)
+    if out is not None:
+        check_file_place(out, "--out")
     opened = load_bundle(bundle)
     stores = open_clips(dataset)
     clips = [(store, index) for store in stores for index in range(len(store))]
@@ -74,17 +84,10 @@ def mine(
             progress=lambda done, _total: progress(done),
         )
     listed = []
-    for item in found:
-        store, index = clips[item.index]
-        row = store.rows[index]
-        listed.append(
-            {
-                "shard": store.path.name,
-                "clip_id": row["clip_id"],
-                "stamp_ns": row["first_stamp_ns"],
-                **{key: value for key, value in asdict(item).items() if key != "index"},
-            }
-        )
+    for item in found.clips:
+        said = {key: value for key, value in asdict(item).items() if key != "index"}
+        listed.append({**_named(*clips[item.index]), **said})
+    left_out = [{**_named(*clips[index]), "reason": BLIND} for index in found.blind]
     document = finite(
         {
             # As `dataset show` has it; plain clips are no dataset of shards.
@@ -93,6 +96,7 @@ def mine(
             "weights": weights,
             "looked_at": len(clips),
             "clips": listed,
+            "left_out": left_out,
         }
     )
     if out is not None:
@@ -102,13 +106,25 @@ def mine(
         emit_json(document)
         return
     rows = [
-        (f"{c['shard']}/{c['clip_id']}", *(f"{v:.2f}" for v in (c["score"], *map(c["ranks"].get, SIGNALS))))
+        (f"{c['shard']}/{c['clip_id']}", f"{c['score']:.2f}", *(_rank(c, name) for name in SIGNALS))
         for c in listed
     ]
-    print_table(f"{len(listed)} of {len(clips)} clips", ("clip", "score", *SIGNALS), rows)
+    title = f"{len(listed)} of {len(clips)} clips; shares of clips that have less, – is not known"
+    print_table(title, ("clip", "score", *SIGNALS), rows, names=True)
+    if left_out:
+        typer.echo(f"{len(left_out)} clips are left out: {BLIND}; --json or --out names them")
 
 
-def _weights(words: list[str]) -> dict[str, float]:
+def _named(store: ClipStore, index: int) -> dict[str, Any]:
+    row = store.rows[index]
+    return {"shard": store.path.name, "clip_id": row["clip_id"], "stamp_ns": row["first_stamp_ns"]}
+
+
+def _rank(clip: dict[str, Any], name: str) -> str:
+    return "–" if clip["signals"][name] is None else f"{clip['ranks'][name]:.2f}"
+
+
+def _weights(words: list[str], signals: Sequence[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -116,6 +132,10 @@ def _weights(words: list[str]) -> dict[str, float]:
             weights[name] = float(value)
         except ValueError:
             equals = ""
-        if not equals or not weights[name] >= 0.0:
-            raise ConfigError(f"--weight {word!r}: expected a signal, = and a number of at least 0")
+        if not equals or name not in signals or not 0.0 <= weights[name] < float("inf"):
+            raise ConfigError(
+                f"--weight {word}: expected SIGNAL=VALUE, one of {', '.join(signals)}, and at least 0"
+            )
+    if not any(weights.values()):
+        raise ConfigError(f"--weight {' '.join(words)}: expected at least one value above 0")
     return weights

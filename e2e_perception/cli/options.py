@@ -12,6 +12,10 @@ from e2e_perception.core.config import ParameterValue, StackConfig, config_from_
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
+DATASET_HELP = "Directory of shards, made by `ingest`, `import-log` or `label`."
+CLIPS_HELP = (
+    "Clips: a dataset made by `ingest`, `import-log` or `label`, or clips of `simulate --format clips`"
+)
 BundleOption = Annotated[
     str | None, typer.Option(help="Bundle directory, or the name of a shipped one.", show_default="tiny")
 ]
@@ -27,6 +31,16 @@ RigOption = Annotated[
 ]
 ParamsOption = Annotated[
     Path | None, typer.Option(help="ROS parameter file; the other options win over it.", show_default=False)
+]
+
+PrivacyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Blurs faces and plates: takes every picture in full size, (H, W, 3) uint8 RGB, and returns one "
+        "of the same size.",
+        show_default="none",
+    ),
 ]
 
 

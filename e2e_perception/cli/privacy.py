@@ -85,3 +85,19 @@ class Privacy:
             message.arrival_ns,
             ImageSample(np.ascontiguousarray(blurred_HW3)),
         )
+
+
+def stated_privacy(stated: str) -> Privacy | None:
+    """The function that a recipe names; None if it names none.
+
+    Args:
+        stated: `Privacy.stated`, or nothing.
+    Raises:
+        ConfigError: If it cannot be imported, or is not the one that the recipe was made with.
+    """
+    if not stated:
+        return None
+    found = Privacy(stated.partition("@")[0])
+    if found.stated != stated:
+        raise ConfigError(f"--privacy {found.name} changed since this began; run it again")
+    return found

@@ -14,6 +14,7 @@ from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stac
 from e2e_perception.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from e2e_perception.cli.ingest_bag import Recipe
     from e2e_perception.data.clip_store import ClipStore
     from e2e_perception.model.network import JointNetwork
 
@@ -27,6 +28,10 @@ FIGURES = {
     "plan_l2_3s_m": False,
     "plan_collision_rate": False,
 }
+NO_VALIDATION = (
+    "no clip is in the validation split, so that nothing could be compared; add recordings, or "
+    "--data with clips that are"
+)
 FROM_DRIVEN = "plan_from_driven_3s_m"
 
 
@@ -85,6 +90,7 @@ def retrain(
         settings.size, clip_length, clip_length, rig or "", stack_config(params, {}).model_dump_json()
     )
     dataset_path = out / "dataset"
+    _check_inputs(bags, recipe, [store for path in data or [] for store in open_clips(path)], out)
     for bag in bags:
         ingested = ingest_bag(bag, dataset_path, recipe)
         log(f"{bag}: {ingested.frames} frames, {ingested.clips} clips")
@@ -99,10 +105,7 @@ def retrain(
     stores = [store for path in (dataset_path, *(data or [])) for store in open_clips(path)]
     validation = [(store, i) for store in stores for i in store.indices("validation").tolist()]
     if not validation:
-        raise InputError(
-            "no clip is in the validation split, so that nothing could be compared; add recordings, or "
-            "--data with clips that are"
-        )
+        raise InputError(NO_VALIDATION)
     # On-policy stages drive, in simulation, the robot that the bundle is for.
     robot = out / "rig.yaml"
     robot.write_text(yaml.safe_dump(before.rig.model_dump(mode="json")), encoding="utf-8")
@@ -130,6 +133,28 @@ def retrain(
     ]
     print_table(f"{before} and {after}", ("figure", "before", "after", "difference, 95 %"), rows)
     typer.echo(f"the new bundle is in {out / 'bundle'}")
+
+
+def _check_inputs(bags: list[Path], recipe: Recipe, stores: list[ClipStore], out: Path) -> None:
+    """Refuse before anything is ingested what would be refused after it.
+
+    Raises:
+        InputError: If a recording cannot be read or has no rig, or nothing will be there to compare on.
+        BundleError: If something else is where the new bundle goes.
+    """
+    from e2e_perception.cli.ingest_bag import digest_of_bag, rig_of, scenario_of, types_of
+    from e2e_perception.data.clip_store import split_of
+    from e2e_perception.data.splits import SPLITS
+    from e2e_perception.deploy.export import check_place
+
+    check_place(out / "bundle")
+    for bag in bags:
+        types_of(bag)
+        rig_of(bag, recipe)
+    if any(len(store.indices("validation")) for store in stores) or (out / "dataset" / SPLITS).is_file():
+        return
+    if not any(split_of(scenario_of(digest_of_bag(bag))) == "validation" for bag in bags):
+        raise InputError(NO_VALIDATION)
 
 
 def _train(stores: list[ClipStore], out: Path, settings: Any, device: str, rig: str, drivers: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,10 +23,17 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Directory made by `ingest`.")]
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)]
 ListOption = Annotated[
     Path | None, typer.Option("--list", help="Only the clips that `mine` listed.", show_default="all clips")
 ]
+ClipOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--clip", metavar="SHARD/CLIP", help="Only this one, as `audit` names it; repeatable.",
+        show_default="all clips",
+    ),
+]  # fmt: skip
 ReviewerOption = Annotated[str, typer.Option(help="Who decides; stands in every row.")]
 LayerOption = Annotated[Path, typer.Option("--out", help="Layer of labels to write (Parquet).")]
 
@@ -43,6 +50,7 @@ def export(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="Directory, new or empty.")],
     list_file: ListOption = None,
+    clip: ClipOption = None,
     format: Annotated[Format, typer.Option(help="Tasks for CVAT, or one plain document.")] = Format.cvat,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,7 +66,7 @@ def export(
     from e2e_perception.data.review_json import export_json
 
     opened = _opened(dataset)
-    names = opened.names(list_file)
+    names = opened.names(list_file, clip)
     write: Callable[..., dict[str, int]] = export_cvat if format is Format.cvat else export_json
     with progress_bar("exporting", len(names)) as progress:
         counts = write(opened, names, out, progress)
@@ -100,9 +108,9 @@ def import_(
     Example: `e2e-perception review import birdseye.zip --exported to_cvat --dataset dataset --reviewer kim
     --out kim.parquet`
     """
+    from e2e_perception.data.label_layers import write_layer
     from e2e_perception.data.review_cvat import ANNOTATIONS, BIRDSEYE, MANIFEST, import_cvat
     from e2e_perception.data.review_json import DOCUMENT, import_json
-    from e2e_perception.data.review_session import save_layer
     from e2e_perception.data.review_verdicts import Tally
 
     _check_reviewer(reviewer)
@@ -125,7 +133,7 @@ def import_(
                 "file of CVAT with --exported naming that directory"
             )
         rows, shards = import_cvat(file, found[0], opened, reviewer, tally)
-    save_layer(out, rows, shards)
+    write_layer(out, rows, shards=shards)
     counts = asdict(tally)
     if tally.left_out:
         log(f"{tally.left_out} boxes were added in one frame alone and are left out: no velocity follows")
@@ -144,6 +152,7 @@ def serve(
     reviewer: ReviewerOption,
     out: LayerOption,
     list_file: ListOption = None,
+    clip: ClipOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
     as_json: JsonOption = False,
@@ -162,7 +171,7 @@ def serve(
 
     _check_reviewer(reviewer)
     opened = _opened(dataset)
-    with ReviewSession(opened, opened.names(list_file), out, reviewer) as session:
+    with ReviewSession(opened, opened.names(list_file, clip), out, reviewer) as session:
         with ReviewServer(session, port) as server:
             if as_json:
                 emit_json({"url": server.url, "out": str(out), **session.progress()})

@@ -11,7 +11,7 @@ import typer
 
 from e2e_perception.cli.console import emit_json, log, progress_bar
 from e2e_perception.cli.fan_out import num_cores
-from e2e_perception.cli.options import JsonOption
+from e2e_perception.cli.options import CLIPS_HELP, JsonOption
 from e2e_perception.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[
         list[Path],
-        typer.Option(
-            help="Clip store, written by `simulate --format clips`; repeatable.", show_default=False
-        ),
+        typer.Option(help=f"{CLIPS_HELP}; repeatable.", show_default=False),
     ],
     out: Annotated[
         Path,

@@ -54,5 +54,6 @@ def read_named(path_or_name: str | Path, *, what: str, folder: str, expected: st
 def offending_keys(error: ValidationError, root: str) -> list[str]:
     """What pydantic has against a document, one `key: reason` each; `root` stands for the whole."""
     return [
-        f"{'.'.join(str(part) for part in item['loc']) or root}: {item['msg']}" for item in error.errors()
+        f"{'.'.join(str(part) for part in item['loc']) or root}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors()
     ]

@@ -2,52 +2,39 @@
 
 Every finding says what was measured, where to look, and how bad it is; gates (`config/gates/*.yaml`) say
 which figures must not be exceeded. Nothing is mended here.
-
-Legend: T frames, L label slots.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import Clip
-from e2e_perception.core.frames import SE2, wrap_angle
-from e2e_perception.core.network_config import BOX_FIELDS
+from e2e_perception.data.label_checks import Severity, X, Y, of_labels
+from e2e_perception.data.label_doubles import LabelDoubles
+from e2e_perception.data.label_provenance import LabelProvenance
 from e2e_perception.data.near_duplicates import HashIndex, perceptual_hash
 from e2e_perception.data.sensor_checks import SensorChecks
-from e2e_perception.data.shards import Dataset
+from e2e_perception.data.sensor_presence import absent_sensors
+from e2e_perception.data.shards import Dataset, read_labels
 from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
-from e2e_perception.data.splits import Recording, overlap_s, relation
+from e2e_perception.data.splits import Recording, overlap_s, possible_pairs, relation
 
-Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-X, Y = BOX_FIELDS.index("x"), BOX_FIELDS.index("y")
-SIZE = [BOX_FIELDS.index(f"log_{name}") for name in ("length", "width", "height")]
-SIN, COS = BOX_FIELDS.index("sin_yaw"), BOX_FIELDS.index("cos_yaw")
-VX, VY = BOX_FIELDS.index("vx"), BOX_FIELDS.index("vy")
-# Fastest that a label's centre is believed to move, and to change that, by class [m/s, m/s^2].
-BELIEVABLE = {
-    "car": (70.0, 15.0),
-    "truck": (45.0, 10.0),
-    "pedestrian": (8.0, 10.0),
-    "cyclist": (25.0, 12.0),
-    "obstacle": (1.0, 5.0),
-}
-POSITION_NOISE = 0.3  # [m] of a label's centre from frame to frame that is nobody's fault
-SIZE_CHANGE = 0.2  # share by which a size may differ from the identity's median
-FACES_ALONG = 2.0  # [m/s] from which on a vehicle is believed to move along its heading
-DUPLICATE_DISTANCE = 0.5  # [m] between centres of one class
-SWITCH_DISTANCE = 1.5  # [m] from where one identity ends to where another begins
+CHECKS = (
+    "synthetic_stamps", "synthetic_arrivals", "clock", "gap", "jitter", "covariance", "labels", "left_out",
+    "recording", "absent_sensor", "identity", "duplicate", "jump", "switch", "class_change", "size",
+    "acceleration", "velocity", "heading", "clock_offset", "calibration", "box_without_returns", "box_offset",
+    "shared_drive", "near_duplicate", "leakage", "repetition",
+)  # fmt: skip
 FINGERPRINT = 8  # cells per side of a clip's fingerprint
 
 
@@ -61,6 +48,20 @@ class Gates(BaseModel):
     )
     min_labelled_share: float = Field(0.0, ge=0, le=1, description="Of clips.")
     min_class_share: dict[str, float] = Field(default_factory=dict, description="Of labels, by class.")
+    max_doubled_share: float = Field(
+        1.0, ge=0, le=1, description="Of labels, that stand in another of their class; see `duplicate`."
+    )
+
+    @field_validator("max_findings")
+    @classmethod
+    def _of_checks(cls, value: dict[str, int]) -> dict[str, int]:
+        unknown = sorted(set(value) - {*CHECKS, *SEVERITIES})
+        if unknown:
+            raise ValueError(
+                f"there is no check {unknown[0]!r}; expected {', '.join(SEVERITIES)} or one of "
+                f"{', '.join(CHECKS)}"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Finding:
     clip_id: str = ""
     stamp_ns: int = 0
 
+    def __post_init__(self) -> None:
+        """Gates name checks, so that all of them are listed."""
+        assert self.check in CHECKS, self.check
+
 
 @dataclass
 class Report:
@@ -94,6 +99,8 @@ class Report:
         balance: Counts of labels by `class` and `distance`, of clips by `split` and as `clip_slices` says.
         clips, labelled_clips: How many.
         sensors: By shard and sensor, what was found out of its clock and its calibration.
+        provenance: By source, see `LabelProvenance`.
+        doubled_share: Of labels, that stand in another of their class.
         broken_gates: In words; empty: it may be trained on.
     """
 
@@ -101,6 +108,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     balance: dict[str, dict[str, int]] = field(default_factory=dict)
     sensors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    doubled_share: float = 0.0
     clips: int = 0
     labelled_clips: int = 0
     broken_gates: list[str] = field(default_factory=list)
@@ -123,9 +132,17 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     prints: dict[bytes, tuple[str, str, str]] = {}
     hashes = HashIndex()
+    provenance = LabelProvenance()
+    labels = doubled = 0
     for name, store in stores:
         facts = dataset.facts(name)
         report.findings += of_recording(name, facts)
+        report.findings += [
+            Finding("absent_sensor", severity, message, name, clip_id)
+            for severity, message, clip_id in absent_sensors(store.rows, facts)
+        ]
+        provenance.add(read_labels(dataset.directory(name)))
+        doubles = LabelDoubles()
         sensors = SensorChecks.of(facts)
         for index, row in enumerate(store.rows):
             clip = store.read(index)
@@ -136,11 +153,17 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
                 Finding(check, severity, message, name, clip_id, stamp_ns)
                 for check, severity, message, stamp_ns in of_labels(clip)
             ]
+            doubles.add(clip, clip_id)
             if sensors is not None:
                 sensors.add(clip)
             _count(counts, clip, row, facts)
             report.findings += _leaks(prints, hashes, clip, name, clip_id, str(row["split"]))
             yield report.clips - 1, total, report
+        report.findings += [
+            Finding("duplicate", "warning", pair.message, name, pair.clip_id, pair.stamp_ns)
+            for pair in doubles.pairs()
+        ]
+        labels, doubled = labels + doubles.labels, doubled + doubles.doubled
         if sensors is not None:
             report.findings += [
                 Finding(check, "warning", message, name) for check, message in sensors.findings()
@@ -149,6 +172,8 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     report.findings += _shared_drives(
         dataset.recordings(), {name: str(store.rows[0]["split"]) for name, store in stores if store.rows}
     )
+    report.provenance = provenance.figures()
+    report.doubled_share = doubled / max(labels, 1)
     report.balance = {key: dict(sorted(counter.items())) for key, counter in sorted(counts.items())}
     report.findings.sort(
         key=lambda f: (SEVERITIES.index(f.severity), f.check, f.shard, f.clip_id, f.stamp_ns)
@@ -220,138 +245,6 @@ def of_recording(shard: str, facts: Mapping[str, Any]) -> list[Finding]:
         lost = "cut off or damaged" in warning or "left out" in warning or "can be read" in warning
         say("recording", "warning" if lost else "info", str(warning))
     return found
-
-
-# ------------------------------------------------------------------ labels
-
-Told = tuple[str, Severity, str, int]
-
-
-def of_labels(clip: Clip) -> list[Told]:
-    """Identities, sizes, motion, duplicates and conventions of a clip's labels."""
-    if not clip.labels_valid:
-        return []
-    told: list[Told] = []
-    odom = _in_first_frame(clip)
-    stamps = clip.stamps_ns_T
-    identities = np.unique(clip.ids_TB[clip.ids_TB >= 0])
-    ends: list[tuple[int, int, int, NDArray[np.float64]]] = []
-    for identity in identities.tolist():
-        t, slot = np.nonzero(clip.ids_TB == identity)
-        order = np.argsort(t)
-        t, slot = t[order], slot[order]
-        if len(np.unique(t)) < len(t):
-            told.append(
-                ("identity", "error", f"identity {identity} is there twice in a frame", int(stamps[t[0]]))
-            )
-            continue
-        told += _of_one(clip, odom, identity, t, slot)
-        ends.append((identity, int(t[0]), int(t[-1]), odom[t[-1], slot[-1], :2]))
-    told += _switches(clip, odom, ends)
-    told += _duplicates(clip)
-    return told
-
-
-def _in_first_frame(clip: Clip) -> NDArray[np.float64]:
-    """(T, L, 3) x, y [m], yaw [rad] of all labels in the base frame of the first frame."""
-    poses = np.zeros((*clip.ids_TB.shape, 3))
-    here = SE2(0.0, 0.0, 0.0)
-    for t, step in enumerate(clip.memory_from_base_T3.tolist()):
-        here = here @ SE2(*step) if t else here
-        poses[t, :, :2] = here.apply(clip.boxes_TB10[t][:, [X, Y]])
-        yaws = np.arctan2(clip.boxes_TB10[t, :, SIN], clip.boxes_TB10[t, :, COS])
-        poses[t, :, 2] = wrap_angle(yaws + here.yaw)
-    return poses
-
-
-def _of_one(
-    clip: Clip,
-    odom: NDArray[np.float64],
-    identity: int,
-    t: NDArray[np.int64],
-    slot: NDArray[np.int64],
-) -> Iterator[Told]:
-    """One identity in the frames where it is."""
-    stamps = clip.stamps_ns_T[t]
-    boxes = clip.boxes_TB10[t, slot]
-    classes = clip.class_ids_TB[t, slot]
-    name = CLASSES[int(np.bincount(classes).argmax())]
-    who = f"{name} {identity}"
-    if len(np.unique(classes)) > 1:
-        names = ", ".join(CLASSES[int(c)] for c in np.unique(classes))
-        yield "class_change", "warning", f"{who} is called {names}", int(stamps[0])
-    sizes = np.exp(boxes[:, SIZE])
-    change = np.abs(sizes / np.median(sizes, axis=0) - 1.0).max(axis=1)
-    if change.max() > SIZE_CHANGE:
-        at = int(change.argmax())
-        yield "size", "warning", f"{who} changes its size by {change[at]:.0%}", int(stamps[at])
-    if len(t) < 2:
-        return
-    places = odom[t, slot, :2]
-    seconds = np.diff(stamps) * 1e-9
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    speeds = np.maximum(steps - POSITION_NOISE, 0.0) / seconds
-    fastest, hardest = BELIEVABLE[name]
-    if speeds.max() > fastest:
-        at = int(speeds.argmax())
-        yield "jump", "error", f"{who} moves {steps[at]:.1f} m in {seconds[at]:.2f} s", int(stamps[at])
-        return
-    stated = np.hypot(boxes[:, VX], boxes[:, VY])
-    changes = np.abs(np.diff(stated)) / seconds
-    if changes.max() > 2.0 * hardest:
-        at = int(changes.argmax())
-        message = f"{who} changes its stated speed by {changes[at]:.0f} m/s², at most {hardest:g} is believed"
-        yield "acceleration", "warning", message, int(stamps[at])
-    # Conventions: what is stated against what the centres do, over the whole stretch.
-    way, took = places[-1] - places[0], float(seconds.sum())
-    moved = float(np.linalg.norm(way)) / took
-    if took > 0.3 and abs(moved - float(stated.mean())) > 1.0 + 0.3 * moved:
-        message = (
-            f"{who} is said to drive {stated.mean():.1f} m/s and moves {moved:.1f} m/s; check units and frame"
-        )
-        yield "velocity", "warning", message, int(stamps[0])
-    if moved > FACES_ALONG and name in ("car", "truck", "cyclist"):
-        off = abs(float(wrap_angle(np.arctan2(way[1], way[0]) - odom[t[0], slot[0], 2])))
-        if off > np.deg2rad(60.0):
-            message = f"{who} moves {np.rad2deg(off):.0f}° off its heading; check the convention of yaw"
-            yield "heading", "warning", message, int(stamps[0])
-
-
-def _switches(
-    clip: Clip, odom: NDArray[np.float64], ends: Iterable[tuple[int, int, int, NDArray[np.float64]]]
-) -> Iterator[Told]:
-    """Somebody who ends where somebody of the same kind begins in the next frame."""
-    known = list(ends)
-    for identity, _, last, place in known:
-        if last + 1 >= len(clip):
-            continue
-        for other, first, _, _ in known:
-            if other == identity or first != last + 1:
-                continue
-            slot = int(np.flatnonzero(clip.ids_TB[first] == other)[0])
-            own = int(np.flatnonzero(clip.ids_TB[last] == identity)[0])
-            same = clip.class_ids_TB[first, slot] == clip.class_ids_TB[last, own]
-            if same and np.linalg.norm(odom[first, slot, :2] - place) < SWITCH_DISTANCE:
-                message = f"identity {identity} ends where {other} begins in the next frame"
-                yield "switch", "warning", message, int(clip.stamps_ns_T[first])
-
-
-def _duplicates(clip: Clip) -> Iterator[Told]:
-    """Pairs of one class at one place; each once, however many frames it lasts."""
-    pairs: dict[tuple[int, int], list[tuple[int, float, int]]] = defaultdict(list)
-    for t in range(len(clip)):
-        rows = np.flatnonzero(clip.ids_TB[t] >= 0)
-        places, classes = clip.boxes_TB10[t, rows][:, [X, Y]], clip.class_ids_TB[t, rows]
-        gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)
-        near = np.triu((gaps < DUPLICATE_DISTANCE) & (classes[:, None] == classes[None]), k=1)
-        for a, b in zip(*near.nonzero(), strict=True):
-            first, second = sorted(int(clip.ids_TB[t, rows[i]]) for i in (a, b))
-            pairs[first, second].append((t, float(gaps[a, b]), int(classes[a])))
-    for (first, second), found in pairs.items():
-        t, gap, class_id = min(found, key=lambda item: item[1])
-        often = f"in {len(found)} of {len(clip)} frames"
-        message = f"{CLASSES[class_id]} {first} and {second} are {gap:.1f} m apart, {often}"
-        yield "duplicate", "error", message, int(clip.stamps_ns_T[t])
 
 
 # ------------------------------------------------------------------ balance, leaks, gates
@@ -430,7 +323,8 @@ def _leaks(
 
 def _shared_drives(recordings: Sequence[Recording], split_of_shard: Mapping[str, str]) -> Iterator[Finding]:
     """Pairs of recordings of one time or place on two sides."""
-    for a, b in combinations(recordings, 2):
+    for i, j in possible_pairs(recordings):
+        a, b = recordings[i], recordings[j]
         sides = split_of_shard.get(a.shard), split_of_shard.get(b.shard)
         why = relation(a, b) if None not in sides and sides[0] != sides[1] else ""
         if why:
@@ -453,6 +347,11 @@ def broken(report: Report, gates: Gates) -> list[str]:
     share = report.labelled_clips / report.clips if report.clips else 0.0
     if share < gates.min_labelled_share:
         words.append(f"{share:.0%} of clips are labelled, at least {gates.min_labelled_share:.0%} have to be")
+    if report.doubled_share > gates.max_doubled_share:
+        words.append(
+            f"{report.doubled_share:.1%} of labels stand in another of their class, at most "
+            f"{gates.max_doubled_share:.1%} are let pass"
+        )
     classes = report.balance.get("class", {})
     labels = sum(classes.values())
     for name, least in gates.min_class_share.items():

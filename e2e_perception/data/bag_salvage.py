@@ -29,7 +29,7 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.serde import SerdeError
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.data.bags import BagMessage, project_typestore
+from e2e_perception.data.bags import MCAP_MAGIC, BagMessage, project_typestore
 
 LARGEST_RECORD = 1 << 28  # [bytes] of a record, and of what a chunk unpacks to; more is damage
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # of a message that rosbag2 compressed by itself; CDR begins with 0
@@ -73,9 +73,9 @@ class SalvagedBag:
             self.counts[topic] = self.counts.get(topic, 0) + 1
             stamps = [min([*stamps[:1], stamp_ns]), max([*stamps[1:], stamp_ns])]
         if not stamps:
+            why = "; ".join(filter(None, map(_why_nothing, self._files))) or "; ".join(self.losses)
             raise InputError(
-                f"nothing of bag {self.path} can be read: {'; '.join(self.losses) or 'no messages'}; copy or "
-                "record it again"
+                f"nothing of bag {self.path} can be read: {why or 'no messages'}; copy or record it again"
             )
         self.start_ns, self.end_ns = stamps
         self._topics = None if topics is None else frozenset(topics)
@@ -119,6 +119,16 @@ class SalvagedBag:
             yield from _of_mcap(file, losses) if file.suffix == ".mcap" else _of_sqlite(file, losses)
 
 
+def _why_nothing(file: Path) -> str:
+    """What is wrong with a file if it is no bag at all; empty: it may have been one."""
+    if file.stat().st_size == 0:
+        return f"{file.name} is empty (0 bytes)"
+    with file.open("rb") as stream:
+        if file.suffix == ".mcap" and stream.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
+            return f"{file.name} is no MCAP file: it does not begin with MCAP's magic bytes"
+    return ""
+
+
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"no bag at {path}; give a rosbag2 directory, or an .mcap or .db3 file")
@@ -143,6 +153,7 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
     with file.open("rb") as stream:
         bounded = cast(BinaryIO, _NoMoreThanThereIs(stream, size))
         records = StreamReader(bounded, emit_chunks=True, record_size_limit=LARGEST_RECORD).records
+        whole = 0  # [bytes] up to the end of the last record that could be read
         while True:
             try:
                 record = next(records, None)
@@ -150,11 +161,12 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
                 reached = 0.0 if first_ns is None else (last_ns - first_ns) * 1e-9
                 losses.append(
                     f"{file.name}: cut off or damaged; messages of {reached:.1f} s can be read, nothing of "
-                    f"its last {size - min(stream.tell(), size)} of {size} bytes ({type(error).__name__})"
+                    f"its last {size - whole} of {size} bytes ({type(error).__name__})"
                 )
                 break
             if record is None:
                 break
+            whole = stream.tell()
             try:
                 inside = _contents(record)
             except DAMAGE as error:

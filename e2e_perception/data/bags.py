@@ -309,7 +309,7 @@ class _Extent:
         return 0.0 if self.first_ns is None or self.last_ns is None else (self.last_ns - self.first_ns) * 1e-9
 
 
-_MAGIC = b"\x89MCAP0\r\n"
+MCAP_MAGIC = b"\x89MCAP0\r\n"
 _MESSAGE, _CHUNK, _FOOTER = 0x05, 0x06, 0x02
 
 
@@ -319,7 +319,7 @@ def _complete_extent(path: Path) -> _Extent | None:
     first_ns: int | None = None
     last_ns: int | None = None
     with path.open("rb") as file:
-        if file.read(8) != _MAGIC:
+        if file.read(8) != MCAP_MAGIC:
             return None
         position = 8
         while position + 9 <= size:
@@ -339,7 +339,7 @@ def _complete_extent(path: Path) -> _Extent | None:
             position = end
             if opcode == _FOOTER:
                 file.seek(end)
-                return _Extent(end, first_ns, last_ns, file.read(8) == _MAGIC)
+                return _Extent(end, first_ns, last_ns, file.read(8) == MCAP_MAGIC)
     return _Extent(position, first_ns, last_ns, False)
 
 

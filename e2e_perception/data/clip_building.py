@@ -79,6 +79,8 @@ class BuildCounts:
         without_ego_motion: Left out because odometry did not cover them.
         alone: Left out because too few hung together for a clip.
         labels_without_pose: Labels of instants that odometry does not cover.
+        labels_outside_grid: Labels of frames in clips that the network's grid does not reach.
+        labels_beyond_slots: Labels on the grid for which, nearest first, no slot was left.
     """
 
     taken: int = 0
@@ -86,6 +88,8 @@ class BuildCounts:
     without_ego_motion: int = 0
     alone: int = 0
     labels_without_pose: int = 0
+    labels_outside_grid: int = 0
+    labels_beyond_slots: int = 0
 
 
 @dataclass
@@ -145,6 +149,7 @@ class ClipBuilder:
         self._pending_labels: deque[tuple[int, Boxes]] = deque()
         self._last: RecordedFrame | None = None
         self._stretch: int | None = None
+        self._counted_ns = -1  # labels of frames up to here are counted; clips may share frames
 
     # ------------------------------------------------------------------ in
 
@@ -296,6 +301,11 @@ class ClipBuilder:
         boxes = self._labels.at(frame.stamp_ns)
         centers_N2 = base_from_odom.apply(boxes.centers_N3[:, :2])
         kept = nearest_inside(centers_N2, self.network.grid)
+        if frame.stamp_ns > self._counted_ns:
+            self._counted_ns = frame.stamp_ns
+            inside = int(self.network.grid.contains(centers_N2).sum())
+            self.counts.labels_outside_grid += len(centers_N2) - inside
+            self.counts.labels_beyond_slots += inside - len(kept)
         boxes, centers_N2 = boxes.select(kept), centers_N2[kept]
         yaws = wrap_angle(boxes.yaws_N + base_from_odom.yaw)
         velocities_N2 = base_from_odom.rotate(boxes.velocities_N2)

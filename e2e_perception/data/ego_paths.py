@@ -18,7 +18,8 @@ SPACING = 5.0  # [m] between kept points
 MOST_POINTS = 4096  # of longer paths every second point is dropped, as often as it takes
 # Frames of REP-105 that mean the same place in every recording; `odom` begins anew with each.
 SHARED_FRAMES = ("map", "utm", "earth")
-CELL = 10.0  # [m] of the lookup of near points
+CELL = 10.0  # [m] of the lookup of near points, at least
+NEIGHBOURS = tuple((dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))  # of a cell, itself included
 
 
 @dataclass
@@ -61,6 +62,9 @@ class EgoPath:
     frame: str
     stamps_ns_P: NDArray[np.int64]
     points_P2: NDArray[np.float64]
+    _cells: dict[float, Mapping[tuple[int, int], list[int]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @staticmethod
     def of(facts: Mapping[str, Any], shard: str) -> EgoPath | None:
@@ -92,13 +96,27 @@ class EgoPath:
         """
         if self.frame != other.frame or not len(self.points_P2) or not len(other.points_P2):
             return 0.0
-        few, many = sorted((self.points_P2, other.points_P2), key=len)
-        cells: dict[tuple[int, int], list[int]] = {}
-        size = max(distance, CELL)
-        for index, (x, y) in enumerate(np.floor(many / size).astype(int).tolist()):
-            cells.setdefault((x, y), []).append(index)
+        few, many = sorted((self, other), key=lambda path: len(path.points_P2))
+        cells = many.cells(distance)
         near = 0
-        for point, (x, y) in zip(few, np.floor(few / size).astype(int).tolist(), strict=True):
-            around = [i for dx in (-1, 0, 1) for dy in (-1, 0, 1) for i in cells.get((x + dx, y + dy), ())]
-            near += bool(around) and bool(np.linalg.norm(many[around] - point, axis=1).min() <= distance)
-        return near / len(few)
+        for point, (x, y) in zip(few.points_P2, few._cell_of_points(distance), strict=True):
+            around = [i for dx, dy in NEIGHBOURS for i in cells.get((x + dx, y + dy), ())]
+            gaps = many.points_P2[around] - point
+            near += bool(around) and bool(np.linalg.norm(gaps, axis=1).min() <= distance)
+        return near / len(few.points_P2)
+
+    def cells(self, distance: float) -> Mapping[tuple[int, int], list[int]]:
+        """Numbers of the points by cell of a grid whose cells are as wide as `distance` [m], or a bit more.
+
+        Points within `distance` of each other are in the same cell or in neighbours.
+        """
+        if distance not in self._cells:
+            found: dict[tuple[int, int], list[int]] = {}
+            for index, cell in enumerate(self._cell_of_points(distance)):
+                found.setdefault(cell, []).append(index)
+            self._cells[distance] = found
+        return self._cells[distance]
+
+    def _cell_of_points(self, distance: float) -> list[tuple[int, int]]:
+        places = np.floor(self.points_P2 / max(distance, CELL)).astype(int)
+        return [(x, y) for x, y in places.tolist()]

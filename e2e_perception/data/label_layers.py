@@ -149,6 +149,7 @@ def write_layer(
         complete: See `Layer`.
     Raises:
         InputError: If `read_layer` would refuse it.
+        OSError: If it cannot be written; what was there is left.
     """
     columns = [f.name for f in fields(LayerRow)]
     data = {name: [getattr(row, name) for row in rows] for name in columns}
@@ -168,6 +169,8 @@ def write_layer(
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         pq.write_table(table, scratch)
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())  # decisions of people are on disk before the name is
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,27 @@ class ReviewDataset:
         stores = {name: ClipStore(dataset.directory(name)) for name in digests}
         return ReviewDataset(dataset, digests, stores)
 
-    def names(self, list_file: Path | None = None) -> list[ClipName]:
+    def names(self, list_file: Path | None = None, clips: Sequence[str] | None = None) -> list[ClipName]:
         """The clips of a list that `mine` wrote, in its order; without one all clips.
 
+        Args:
+            list_file: The list.
+            clips: Only these of them, `SHARD/CLIP`.
         Raises:
-            InputError: If the list is damaged, or of another dataset.
+            InputError: If the list is damaged, or of another dataset, or a clip is not there.
         """
+        names = self._listed(list_file)
+        if not clips:
+            return names
+        by_name = {str(name): name for name in names}
+        absent = [clip for clip in clips if clip not in by_name]
+        if absent:
+            raise InputError(
+                f"there is no clip {absent[0]}; expected SHARD/CLIP, e.g. {next(iter(by_name), 'none')}"
+            )
+        return [by_name[clip] for clip in dict.fromkeys(clips)]
+
+    def _listed(self, list_file: Path | None) -> list[ClipName]:
         known = {
             (shard, str(row["clip_id"])): (ClipName(shard, index, str(row["clip_id"])), row["first_stamp_ns"])
             for shard, store in self.stores.items()
@@ -253,6 +268,17 @@ class _ListedClip(BaseModel):
     ranks: dict[str, float | None] = {}
 
 
+class _LeftOutClip(BaseModel):
+    """A clip that `mine` did not rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: str
+    clip_id: str
+    stamp_ns: int
+    reason: str
+
+
 class _MinedList(BaseModel):
     """The list that `mine` writes."""
 
@@ -263,6 +289,7 @@ class _MinedList(BaseModel):
     weights: dict[str, float] = {}
     looked_at: int = 0
     clips: tuple[_ListedClip, ...]
+    left_out: tuple[_LeftOutClip, ...] = ()
 
 
 def _read_list(path: Path) -> _MinedList:

@@ -32,6 +32,7 @@ EDGES = (
 _DARK = np.array([16.0, 18.0, 22.0])
 _GROUND = np.array([40.0, 48.0, 60.0])
 _SOLID = np.array([215.0, 225.0, 235.0])
+_LABEL = (250, 190, 60)
 _RADAR = np.array([150.0, 70.0, 20.0])
 
 
@@ -112,13 +113,16 @@ class BirdsEye:
             "yaw": math.atan2(math.sin(yaw), math.cos(yaw)),
         }
 
-    def draw(self, review: ReviewClip, frame: int, *, cell_px: int | None = None) -> NDArray[np.uint8]:
+    def draw(
+        self, review: ReviewClip, frame: int, *, cell_px: int | None = None, labels: bool = False
+    ) -> NDArray[np.uint8]:
         """A frame's lidar and radar from above, with a cross where `base_link` is.
 
         Args:
             review: The clip.
             frame: In it.
             cell_px: Pixels of a cell's side, if other than its own.
+            labels: Whether the outlines of the frame's labels are drawn, too.
         Returns:
             (height, width, 3) uint8 RGB.
         """
@@ -139,6 +143,12 @@ class BirdsEye:
         metres = self.grid.resolution / side
         origin = round(-self.grid.x_min / metres), round(self.grid.y_max / metres)
         cv2.drawMarker(large, origin, (90, 200, 120), cv2.MARKER_CROSS, 4 * side, 1)
+        for label in review.at(frame) if labels else ():
+            corners_42 = label.box.corners_83[:4, :2]
+            pixels = np.stack(
+                [corners_42[:, 0] - self.grid.x_min, self.grid.y_max - corners_42[:, 1]], axis=1
+            )
+            cv2.polylines(large, [np.round(pixels / metres).astype(np.int32)], True, _LABEL, 1)
         return large
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,21 +181,4 @@ class ReviewSession:
         self._shards.update(layer.shards)
 
     def _save(self, rows: dict[tuple[str, int], list[LayerRow]]) -> None:
-        save_layer(self._out, [row for key in sorted(rows) for row in rows[key]], self._shards)
-
-
-def save_layer(path: Path, rows: Sequence[LayerRow], shards: dict[str, str]) -> None:
-    """Write a layer whole, or leave what was there.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_layer(scratch, rows, shards=shards)
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+        write_layer(self._out, [row for key in sorted(rows) for row in rows[key]], shards=self._shards)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import split_of
-from e2e_perception.data.ego_paths import EgoPath
+from e2e_perception.data.ego_paths import NEIGHBOURS, EgoPath
 
 SPLITS = "splits.json"
 FORMAT = 1
@@ -115,6 +115,46 @@ def place_share(a: Recording, b: Recording, place_distance: float = PLACE_DISTAN
     return a.path.share_near(b.path, place_distance)
 
 
+def possible_pairs(
+    recordings: Sequence[Recording], place_distance: float = PLACE_DISTANCE
+) -> list[tuple[int, int]]:
+    """Pairs of recordings of which `relation` can say anything.
+
+    Found by a sweep over time and a grid over places, since of thousands of recordings nearly all pairs have
+    nothing in common.
+
+    Args:
+        recordings: In any order.
+        place_distance: See `PLACE_DISTANCE`; 0: by bag and time alone.
+    Returns:
+        Their numbers, the lesser one first, in order. All pairs that are related are among them.
+    """
+    pairs: set[tuple[int, int]] = set()
+    bags: defaultdict[str, list[int]] = defaultdict(list)
+    under_way: list[int] = []
+    cells: defaultdict[tuple[str, int, int], list[int]] = defaultdict(list)
+    for number in sorted(range(len(recordings)), key=lambda n: recordings[n].start_ns):
+        recording = recordings[number]
+        others: set[int] = set()
+        if recording.bag_digest:
+            others.update(bags[recording.bag_digest])
+            bags[recording.bag_digest].append(number)
+        if recording.clocked:
+            under_way = [n for n in under_way if recordings[n].end_ns > recording.start_ns]
+            others.update(under_way)
+            under_way.append(number)
+        if recording.path is not None and place_distance > 0.0:
+            frame = recording.path.frame
+            own = recording.path.cells(place_distance)
+            for x, y in own:
+                for dx, dy in NEIGHBOURS:
+                    others.update(cells.get((frame, x + dx, y + dy), ()))
+            for x, y in own:
+                cells[frame, x, y].append(number)
+        pairs.update((min(number, other), max(number, other)) for other in others)
+    return sorted(pairs)
+
+
 class Side(BaseModel):
     """Where one shard is."""
 
@@ -170,7 +210,7 @@ def split_table(recordings: Iterable[Recording], place_distance: float = PLACE_D
         return index
 
     reasons = []
-    for i, j in combinations(range(len(known)), 2):
+    for i, j in possible_pairs(known, place_distance):
         why = relation(known[i], known[j], place_distance)
         if why:
             reasons.append(f"{known[i].shard} and {known[j].shard}: {why}")

@@ -36,8 +36,9 @@ from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.torch_engine import TorchEngine, load_network
+from e2e_perception.deploy.exporter_noise import without_exporter_noise
 from e2e_perception.deploy.operators import check_operators
-from e2e_perception.deploy.parity import TOLERANCES, VECTORS, compare, difference, refusal
+from e2e_perception.deploy.parity import TOLERANCES, compare, difference, refusal
 from e2e_perception.deploy.rollouts import (
     RecordedRollout,
     RolloutFrames,
@@ -80,7 +81,7 @@ def export_onnx(model: JointNetwork, out: Path) -> None:
     for spec in contract.inputs:
         inputs.setdefault(spec.name, np.zeros(spec.shape, np.float32))
     arguments = tuple(torch.from_numpy(inputs[name]) for name in contract.input_names)
-    with torch.no_grad():
+    with torch.no_grad(), without_exporter_noise():
         program = torch.onnx.export(
             _Flat(model, contract).eval(),
             arguments,
@@ -131,8 +132,9 @@ def rollout_difference(
         num_frames: Length of the rollout.
         seed: Of the inputs.
     Returns:
-        By output name, the largest |a - b| / max(1, |b|) of any element in any frame; futures are compared as
-        vectors, since how their error is shared between x and y depends on the axes alone.
+        By output name, the largest |a - b| / max(1, |b|) of any element in any frame. Places, headings,
+        velocities and futures are compared as vectors: how an error is shared between x and y depends on the
+        axes alone, and a small coordinate is no measure for it.
     """
     rng = np.random.default_rng(seed)
     engine.reset_state()
@@ -147,7 +149,8 @@ def rollout_difference(
         a = engine.infer({**inputs, **memory_a})
         b = reference.infer({**inputs, **memory_b})
         for name, expected in b.items():
-            worst[name] = max(worst.get(name, 0.0), difference(a[name], expected, name in VECTORS))
+            # NaN is the largest of all; Python's own `max` would pass over it.
+            worst[name] = float(np.maximum(worst.get(name, 0.0), difference(name, a[name], expected)))
         count = min(8, network.num_queries, network.num_memory)
         chosen = np.argsort(-b["query_scores"][0].max(1), kind="stable")[:count]
         memory_a, memory_b = _remember(inputs, a, chosen), _remember(inputs, b, chosen)
@@ -197,6 +200,7 @@ def export_bundle(
             bundle is at `out`; it is left alone.
         EngineMismatchError: If it is reached over none of `rollouts`.
     """
+    check_place(out)
     weights = (planning or PlanningConfig()).model_dump()
     contract = tensor_contract(model.config)
     manifest: dict[str, Any] = {
@@ -324,8 +328,7 @@ def fresh_bundle(out: Path) -> Iterator[Path]:
     Raises:
         BundleError: If something other than a bundle is at `out`, or what was written is none.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} is there already and is no bundle; name another directory")
+    check_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         fresh = Path(scratch) / "bundle"
@@ -339,6 +342,16 @@ def fresh_bundle(out: Path) -> Iterator[Path]:
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
+
+
+def check_place(out: Path) -> None:
+    """Refuse a place for a bundle where something else is.
+
+    Raises:
+        BundleError: If there is.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} is there already and is no bundle; name another directory")
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -35,7 +35,12 @@ from e2e_perception.deploy.rollouts import (
 
 Log = Callable[[str], None]
 
-VECTORS = ("object_futures",)  # outputs whose last axis is (x, y)
+# Columns of an output that are the coordinates of one vector.
+VECTORS = {
+    "object_futures": (("x", "y"),),
+    "query_boxes": (("x", "y"), ("sin_yaw", "cos_yaw"), ("vx", "vy")),
+}
+COLUMNS = {"object_futures": ("x", "y"), "query_boxes": BOX_FIELDS}
 SURE_SCORE = 0.3  # an object of this score has to be found in every precision
 SURE_ASSOCIATION = np.log(0.7)  # whose track it is has to be agreed on where torch is this sure
 MATCH_RADIUS = 1.0  # [m] between an object's places in two engines
@@ -97,12 +102,30 @@ def _tolerances(table: str) -> dict[str, Tolerance]:
 TOLERANCES: Mapping[str, Tolerance] = _tolerances(_MEASURED)
 
 
-def difference(got: NDArray[np.float32], expected: NDArray[np.float32], are_vectors: bool) -> float:
-    """Largest |a - b| / max(1, |b|) of any element, or of any vector along the last axis; 0 of nothing."""
-    if not got.size:
-        return 0.0
-    size = (lambda x: np.linalg.norm(x, axis=-1)) if are_vectors else np.abs
-    return float((size(got - expected) / np.maximum(1.0, size(expected))).max())
+def difference(name: str, got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """How far an output is off, as a share of what it is; of what is less than 1, of 1.
+
+    Places, headings and velocities are compared as vectors: how an error is shared between x and y depends on
+    the axes alone.
+
+    Args:
+        name: Of the output.
+        got, expected: The same shape; the last axis is the output's.
+    Returns:
+        The largest |a - b| / max(1, |b|) of any element or vector; 0 of nothing, NaN if anything is.
+    """
+    vectors = [[COLUMNS[name].index(column) for column in columns] for columns in VECTORS.get(name, ())]
+    inside = {column for columns in vectors for column in columns}
+    alone = [column for column in range(expected.shape[-1]) if column not in inside]
+    worst = [_relative(np.abs(got - expected)[..., alone], np.abs(expected)[..., alone])]
+    for columns in vectors:
+        error, size = (np.linalg.norm(v[..., columns], axis=-1) for v in (got - expected, expected))
+        worst.append(_relative(error, size))
+    return float(np.max(worst))
+
+
+def _relative(error: NDArray[np.float32], size: NDArray[np.float32]) -> float:
+    return float((error / np.maximum(1.0, size)).max(initial=0.0))
 
 
 def compare(
@@ -151,11 +174,11 @@ def compare(
             **dict.fromkeys(PER_OBJECT, np.append(known_R, remembered)),
         }
         for name, kept in rows.items():
-            note(name, difference(got[name][kept], expected[name][kept], name in VECTORS))
+            note(name, difference(name, got[name][kept], expected[name][kept]))
         table = np.ix_(np.append(remembered, True), np.append(known_R, True))
-        note("affinity", difference(got["affinity"][table], expected["affinity"][table], False))
+        note("affinity", difference("affinity", got["affinity"][table], expected["affinity"][table]))
         for name in (*MAPS, *PLAN):
-            note(name, difference(got[name], expected[name], False))
+            note(name, difference(name, got[name], expected[name]))
         note(LOST, float(((queries_R < 0) & (score_R >= SURE_SCORE)).sum()))
         note(SWAPPED, float(_swapped(got["affinity"], expected["affinity"], remembered)))
         note(PLAN_ERROR, _plan_error(got, expected, weights_K))

@@ -39,14 +39,28 @@ class Mined:
         index: Of the clip among those that were looked at.
         score: 0 to 1, weighted mean of the ranks.
         signals: By name, in their own units: nats, nats, probability, m, instants, standard
-            deviations.
-        ranks: The same as shares of clips that have less.
+            deviations. None: not known.
+        ranks: The same as shares of clips that have less; what is not known ranks with the least.
     """
 
     index: int
     score: float
-    signals: dict[str, float]
+    signals: dict[str, float | None]
     ranks: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What is worth looking at.
+
+    Attributes:
+        clips: In the order in which they were picked.
+        blind: Indices of the clips in which no sensor is there in any frame: of those a network is unsure,
+            and nobody can tell it better.
+    """
+
+    clips: list[Mined]
+    blind: list[int]
 
 
 def mine(
@@ -57,7 +71,7 @@ def mine(
     weights: Mapping[str, float],
     diversity: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Mined]:
+) -> Listed:
     """Rank clips and pick some.
 
     Args:
@@ -68,21 +82,31 @@ def mine(
         diversity: 0: by score alone; 1: likeness to what is picked already costs as much as score gives.
         progress: Told (clips done, clips in all).
     Returns:
-        At most `count` clips, in the order in which they were picked.
+        At most `count` clips, and those that are left out.
     Raises:
         InputError: If there are no clips, or a weight is of no signal.
     """
     unknown = sorted(set(weights) - set(SIGNALS))
     if unknown or not any(weight > 0.0 for weight in weights.values()):
-        raise InputError(f"weights {dict(weights)}: expected some above 0 of {', '.join(SIGNALS)}")
+        given = ", ".join(f"{name}={weight:g}" for name, weight in weights.items()) or "none"
+        raise InputError(f"weights {given}: expected some above 0 of {', '.join(SIGNALS)}")
     if len(clips) == 0:
         raise InputError("no clips to look at; ingest some first")
     dataset = ClipDataset(clips, model.config)
     model.eval()
     signals: dict[str, list[float]] = {name: [] for name in SIGNALS[:-1]}
     features: list[NDArray[np.float64]] = []
+    seeing: list[int] = []
+    blind: list[int] = []
+    interventions: list[int | None] = []
     for index in range(len(dataset)):
+        if progress is not None:
+            progress(index + 1, len(dataset))
         batch = {name: value[None] for name, value in dataset[index].items()}
+        if not has_sensors(batch):
+            blind.append(index)
+            continue
+        seeing.append(index)
         with torch.no_grad():
             result = rollout(model, batch, boost=0.0, with_losses=False, as_on_robot=True)
             signals["disagreement"].append(float(cross_modal_consistency(model, batch)))
@@ -90,25 +114,30 @@ def mine(
         signals["breaks"].append(breaks(result))
         signals["regret"].append(regret(result, batch, model.config.times_T))
         store, row = clips[index]
-        signals["interventions"].append(float(store.rows[row]["interventions"] or 0))
+        interventions.append(store.rows[row]["interventions"])
+        signals["interventions"].append(float(interventions[-1] or 0))
         features.append(feature(result))
-        if progress is not None:
-            progress(index + 1, len(dataset))
+    if not seeing:
+        return Listed([], blind)
     feature_ND = np.stack(features)
     table = {name: np.array(values) for name, values in signals.items()}
     table["novelty"] = novelty(feature_ND)
     ranks = {name: shares(values) for name, values in table.items()}
     total = sum(weights.values())
     score_N = np.asarray(sum(weight / total * ranks[name] for name, weight in weights.items()))
-    return [
-        Mined(
-            index,
-            float(score_N[index]),
-            {name: float(values[index]) for name, values in table.items()},
-            {name: float(values[index]) for name, values in ranks.items()},
-        )
-        for index in picked(score_N, feature_ND, count, diversity)
-    ]
+    listed = []
+    for n in picked(score_N, feature_ND, count, diversity):
+        of: dict[str, float | None] = {name: float(values[n]) for name, values in table.items()}
+        if interventions[n] is None:
+            of["interventions"] = None
+        shown = {name: float(values[n]) for name, values in ranks.items()}
+        listed.append(Mined(seeing[n], float(score_N[n]), of, shown))
+    return Listed(listed, blind)
+
+
+def has_sensors(batch: Mapping[str, Tensor]) -> bool:
+    """Whether any sensor is there in any frame of a clip."""
+    return any(bool((batch[f"{kind}_valid"] > 0.5).any()) for kind in ("camera", "lidar", "radar"))
 
 
 def uncertainty(result: Rollout) -> float:

@@ -15,9 +15,10 @@ from scipy.spatial.transform import Rotation
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
-from e2e_perception.cli.import_log import TRACKS
+from e2e_perception.cli.ingest_log import TRACKS, rig_of
 from e2e_perception.cli.main import main
 from e2e_perception.core.boxes import CLASSES
+from e2e_perception.core.clips import MAX_LABELS
 from e2e_perception.core.frames import wrap_angle
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
 from e2e_perception.data.shards import Dataset, open_clips, read_labels
@@ -49,7 +50,9 @@ def test_a_log_becomes_clips_with_all_that_it_has(tmp_path: Path, capsys: pytest
     told = imported(tmp_path / "set", path, capsys=capsys)
     (item,) = told["logs"]
     assert item["tracks_by_class"] == {"car": 1, "obstacle": 1, "cyclist": 2}
-    assert item["left_out"] == {"DOG": 1}
+    # The bicycle is part of its rider; from 4.875 s on the cone is behind the
+    # grid, which reaches 24 m back: at 4.9 s and in the eleven frames after.
+    assert item["left_out"] == {"DOG": 1, "tracks_without_label": 1, "labels_outside_grid": 12}
     assert item["frames"] == 61 and item["sweeps"] == 40 and item["pictures"] == 20
     dataset = Dataset(tmp_path / "set")
     dataset.verify()
@@ -88,6 +91,69 @@ def test_a_log_becomes_clips_with_all_that_it_has(tmp_path: Path, capsys: pytest
     assert other["digest"] == told["digest"]
 
 
+def test_what_the_grid_and_the_slots_leave_out_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everybody drives as the car does, so that who is outside stays so."""
+    crowd = [
+        Actor(f"near{k}", "REGULAR_VEHICLE", straight(2.0 + 0.5 * k, 3.0, 8.0)) for k in range(MAX_LABELS + 3)
+    ]
+    far = Actor("far", "REGULAR_VEHICLE", straight(90.0, 0.0, 8.0))
+    path = write_log(tmp_path / "log", [*crowd, far], seconds=3.0)
+    (item,) = imported(tmp_path / "set", path, capsys=capsys)["logs"]
+    assert item["frames"] == 31 and item["tracks"] == MAX_LABELS + 4
+    # 31 frames are in four clips of ten, the last of which shares nine with the one before.
+    assert item["left_out"] == {
+        "tracks_without_label": 4, "labels_outside_grid": 31, "labels_beyond_slots": 3 * 31
+    }  # fmt: skip
+    assert main(["import-log", str(path), "--out", str(tmp_path / "set")]) == 0
+    assert "labels outside grid 31" in " ".join(capsys.readouterr().out.split())
+
+
+def test_several_logs_in_processes_give_what_one_after_the_other_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = [write_log(tmp_path / name, [replace(ACTORS[0], motion=straight(x, 4.0, 8.0))], seconds=2.0)
+            for name, x in (("a", 20.0), ("b", 30.0))]  # fmt: skip
+    given = [str(path) for path in logs]
+    told = {}
+    for workers in ("1", "2"):
+        words = ["import-log", *given, "--out", str(tmp_path / workers), "--workers", workers, "--json"]
+        assert main(words) == 0
+        told[workers] = json.loads(capsys.readouterr().out)
+    assert told["1"]["digest"] == told["2"]["digest"]
+    assert [item["log"] for item in told["2"]["logs"]] == given
+
+
+def test_pictures_of_logs_go_through_the_privacy_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "blurring_of_logs.py").write_text(
+        "def black(rgb):\n    assert rgb.shape == (48, 64, 3)\n    return rgb * 0\n"
+        "def fails(rgb):\n    raise RuntimeError('no model file')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = np.tile([20.0, 1.0, 0.5], (50, 1))
+    path = write_log(tmp_path / "log", points=points, sweeps=range(20), images=range(20), seconds=2.0)
+    digests = set()
+    for number, words in enumerate(([], ["--privacy", "blurring_of_logs:black"])):
+        out = tmp_path / f"set{number}"
+        assert main(["import-log", str(path), "--out", str(out), *words, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        digests.add(told["digest"])
+        (store,) = open_clips(out)
+        clip = store.read(0)
+        assert clip.inputs["camera_valid"].any() and clip.inputs["lidar_raster"].any()
+        assert bool(clip.inputs["images"].any()) == (not words), "no pixel of an unblurred picture is stored"
+        recipe = Dataset(out).facts(told["logs"][0]["shard"])["recipe"]
+        assert recipe.get("privacy", "").startswith("blurring_of_logs:black@") == bool(words)
+    assert len(digests) == 2
+    out = tmp_path / "failed"
+    assert main(["import-log", str(path), "--out", str(out), "--privacy", "blurring_of_logs:fails"]) == 2
+    assert "no model file" in capsys.readouterr().err and Dataset(out).shards() == []
+    assert main(["import-log", str(path), "--out", str(out), "--privacy", "not_there:f"]) == 2
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(("name", "tracks", "sweeps"), [(REAL_LOGS[0], 114, 2), (REAL_LOGS[1], 146, 1)])
 def test_real_logs_bring_every_annotated_track_and_the_map(
@@ -101,6 +167,12 @@ def test_real_logs_bring_every_annotated_track_and_the_map(
     assert told["tracks"] + sum(n for k, n in told["left_out"].items() if k.isupper()) == tracks
     assert (told["sweeps"], told["frames"]) == (sweeps, 156)
     (store,) = open_clips(tmp_path / "set")
+    frames = LogFrames(log, rig_of(log), SIZES["tiny"])
+    boxes = [frames.boxes_at(stamp, seen=True) for stamp in frames.stamps_ns.tolist()]
+    reached = [SIZES["tiny"].grid.contains(found.centers_N3[:, :2]) for found in boxes]
+    assert told["left_out"]["labels_outside_grid"] == sum(int((~inside).sum()) for inside in reached)
+    seen = {int(i) for found, inside in zip(boxes, reached, strict=True) for i in found.ids_N[inside]}
+    assert told["left_out"]["tracks_without_label"] == told["tracks"] - len(seen)
     table = pq.read_table(Dataset(tmp_path / "set").directory(told["shard"]) / TRACKS)
     assert len(set(table["track"].to_pylist())) == tracks
     assert len(table) == len(log.annotations.tracks_A)
@@ -121,12 +193,7 @@ def test_real_logs_bring_every_annotated_track_and_the_map(
 def test_labels_go_back_to_what_the_data_set_says(name: str) -> None:
     """Through city, odom and base frame to a millimetre, which is what single precision leaves at 100 m."""
     log = read_log(real_log(name))
-    rig = log_rig(log) if log.ego_from_sensor else None
-    if rig is None:
-        from e2e_perception.cli.import_log import _rig
-
-        rig = _rig(log)
-    frames = LogFrames(log, rig, SIZES["tiny"])
+    frames = LogFrames(log, rig_of(log), SIZES["tiny"])
     a = log.annotations
     for stamp in frames.stamps_ns[::30].tolist():
         boxes = frames.boxes_at(stamp, seen=True)

@@ -471,8 +471,11 @@ def test_labels_of_a_simulated_drive_pass_the_audit_after_ingest(
     assert main(["audit", str(tmp_path / "set"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {item["check"] for item in told["findings"]} <= {
-        "synthetic_stamps", "synthetic_arrivals", "covariance"
+        "synthetic_stamps", "synthetic_arrivals", "covariance", "left_out"
     }  # fmt: skip
+    # The simulator labels whom it simulates, also beyond the grid; nothing else is left out.
+    left_out = [item["message"] for item in told["findings"] if item["check"] == "left_out"]
+    assert all(message.endswith("left out: labels outside grid") for message in left_out)
     assert told["balance"]["class"]["obstacle"] > 20
     clips = [store.read(i) for store in open_clips(tmp_path / "set") for i in range(len(store))]
     hits = []

@@ -84,6 +84,39 @@ def test_a_broken_gate_stops_it_before_anything_is_trained(
     assert not (out / "run").exists() and not (out / "bundle").exists()
 
 
+def one_side(path: Path, split: str) -> Path:
+    """Clips that are all on one side of the split."""
+    writer = ClipWriter(path)
+    name = next(f"made/{k}" for k in range(99) if split_of(f"made/{k}") == split)
+    writer.write("clip", replace(synthetic_clip(SMALL, num_frames=5), scenario=name))
+    writer.finish()
+    return path
+
+
+def test_what_would_be_refused_in_the_end_is_refused_before_anything_is_ingested(
+    words: list[str], clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "retrained"
+    words = [*words, "--out", str(out)]
+
+    def refused(*changed: str) -> str:
+        assert main(list(changed)) == 2
+        assert not (out / "dataset").exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    # The recording itself is on the side of training: its digest says so, without ingesting it.
+    train = str(one_side(tmp_path / "train", "train"))
+    assert "no clip is in the validation split" in refused(*[train if w == str(clips) else w for w in words])
+    junk = tmp_path / "junk.mcap"
+    junk.write_bytes(b"junk")
+    assert "no MCAP file" in refused(words[0], words[1], str(junk), *words[2:])
+    assert "no bag at" in refused(words[0], words[1], str(tmp_path / "none"), *words[2:])
+    assert "not a dataset of clips" in refused(*words, "--data", str(tmp_path / "empty"))
+    (out / "bundle").mkdir(parents=True)
+    (out / "bundle" / "notes.txt").write_text("mine")
+    assert "is there already and is no bundle" in refused(*words)
+
+
 def test_another_size_than_the_bundles_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

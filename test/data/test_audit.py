@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from synthetic import SMALL, synthetic_clip
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.clips import Clip
 from e2e_perception.core.network_config import BOX_FIELDS
-from e2e_perception.data.audit import Gates, Report, audit, broken, fingerprint, of_labels, of_recording
+from e2e_perception.data.audit import CHECKS, Gates, Report, audit, broken, fingerprint, of_recording
 from e2e_perception.data.clip_store import ClipWriter
-from e2e_perception.data.shards import Dataset
+from e2e_perception.data.label_checks import of_labels
+from e2e_perception.data.label_doubles import LabelDoubles
+from e2e_perception.data.sensor_presence import absent_sensors
+from e2e_perception.data.shards import LABEL_SCHEMA, Dataset
 from e2e_perception.data.splits import SPLITS, split_table, write_table
 from e2e_perception.data.timing import SAMPLES, StreamTiming
 
@@ -41,12 +45,14 @@ def with_boxes(clip: Clip, change: Callable[[np.ndarray], None]) -> Clip:
 
 
 def checks(clip: Clip) -> set[str]:
-    return {check for check, *_ in of_labels(clip)}
+    doubles = LabelDoubles()
+    doubles.add(clip, "000000")
+    return {check for check, *_ in of_labels(clip)} | ({"duplicate"} if list(doubles.pairs()) else set())
 
 
 def test_sound_labels_give_no_finding() -> None:
     for seed in range(20):
-        assert of_labels(synthetic_clip(SMALL, seed=seed, num_frames=8)) == []
+        assert checks(synthetic_clip(SMALL, seed=seed, num_frames=8)) == set()
 
 
 def test_a_jump_beyond_physics_is_found_where_it_is() -> None:
@@ -106,7 +112,38 @@ def test_duplicates_are_found() -> None:
 
 def test_without_labels_nothing_is_said_of_them() -> None:
     clip = replace(sound(), labels_valid=False)
-    assert of_labels(clip) == []
+    assert checks(clip) == set()
+
+
+def doubled(clip: Clip, identity: int = 777, frames: slice = slice(None)) -> Clip:
+    """The first object labelled a second time, a hand's breadth away."""
+    slot, free = first(clip), int(np.flatnonzero(clip.ids_TB[0] < 0)[0])
+    boxes, ids, classes = clip.boxes_TB10.copy(), clip.ids_TB.copy(), clip.class_ids_TB.copy()
+    boxes[frames, free], classes[frames, free] = boxes[frames, slot], classes[frames, slot]
+    boxes[frames, free, COLUMN["x"]] += 0.1
+    ids[frames, free] = identity
+    return replace(clip, boxes_TB10=boxes, ids_TB=ids, class_ids_TB=classes)
+
+
+def test_a_pair_of_tracks_is_told_once_with_all_its_frames_and_clips() -> None:
+    doubles = LabelDoubles()
+    clip = doubled(sound(), frames=slice(2, 5))
+    later = replace(
+        doubled(sound()), stamps_ns_T=clip.stamps_ns_T + 4 * (clip.stamps_ns_T[1] - clip.stamps_ns_T[0])
+    )
+    doubles.add(clip, "000000")
+    doubles.add(later, "000001")
+    doubles.add(doubled(sound(), identity=888, frames=slice(0, 1)), "000002")
+    one, other = doubles.pairs()
+    who = int(sound().ids_TB[0, first(sound())])
+    assert (one.first, one.second, other.second) == (who, 777, 888)
+    # Frames 2, 3, 4 of the first clip and 4 to 11 of the other one, of which frame 4 is in both.
+    assert len(one.stamps_ns) == 10 and one.clips == {"000000", "000001"}
+    assert one.gap == pytest.approx(0.1, abs=1e-6) and one.clip_id in one.clips
+    assert f"{who} and 777 are 0.1 m apart; within 0.5 m in 10 frames of 2 clips" in one.message
+    assert (len(other.stamps_ns), other.clip_id) == (1, "000002")
+    assert doubles.doubled == 3 + 8 + 1
+    assert doubles.labels == 3 * int((sound().ids_TB >= 0).sum()) + 12
 
 
 # ------------------------------------------------------------------ recordings
@@ -171,17 +208,44 @@ def test_timing_is_kept_in_flat_memory_and_stays_right() -> None:
     assert found["latency_ms"] == pytest.approx(27.0, abs=1.01)
 
 
+RIG = {"sensors": [{"name": "front"}, {"name": "top"}]}
+
+
+def validity(**clips: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"clip_id": name, "sensor_validity": list(share.items())} for name, share in clips.items()]
+
+
+def test_a_sensor_that_is_never_there_is_said_with_a_clip_to_look_at() -> None:
+    rows = validity(a={"front": 1.0, "top": 0.1}, b={"front": 0.5, "top": 0.0}, c={"front": 0.2, "top": 0.0})
+    assert list(absent_sensors(rows, {"recipe": {"rig": RIG}})) == [
+        ("warning", "top: in no frame of 2 of 3 clips", "b")
+    ]
+    assert list(absent_sensors(rows[:1], {})) == []
+    assert list(absent_sensors([{"clip_id": "a", "sensor_validity": None}], {})) == []
+
+
+def test_what_the_rig_has_not_is_no_fault_and_a_blind_clip_is_one() -> None:
+    rows = validity(a={"front": 1.0, "top": 1.0, "rear": 0.0}, b={"front": 0.0, "top": 0.0, "rear": 0.0})
+    found = list(absent_sensors(rows, {"made_from": {"rig": RIG}}))
+    assert [(severity, clip) for severity, _, clip in found] == [
+        ("warning", "b"), ("warning", "b"), ("info", "a"), ("warning", "b")
+    ]  # fmt: skip
+    assert "no sensor at all in 1 of 2 clips" in found[0][1] and "rear: the rig has no such" in found[2][1]
+    # Of whose rig nothing is known, every absence is worth a look.
+    assert {severity for severity, *_ in absent_sensors(rows, {})} == {"warning"}
+
+
 # ------------------------------------------------------------------ datasets
 
 
-def dataset(path: Path, clips: list[tuple[str, Clip]]) -> Dataset:
+def dataset(path: Path, clips: list[tuple[str, Clip]], labels: Sequence[dict[str, Any]] = ()) -> Dataset:
     made = Dataset(path)
     for name, clip in clips:
         with made.writing(name) as directory:
             writer = ClipWriter(directory)
             writer.write("000000", clip)
             writer.finish()
-            made.seal(name, {**facts(), "frames": len(clip)}, [])
+            made.seal(name, {**facts(), "frames": len(clip)}, labels)
     return made
 
 
@@ -275,3 +339,43 @@ def test_balance_is_counted_and_gates_are_judged(tmp_path: Path) -> None:
     unlabelled = dataset(tmp_path / "plain", [("a", replace(sound(), labels_valid=False))])
     words = finished(unlabelled, Gates(min_labelled_share=0.5)).broken_gates
     assert words == ["0% of clips are labelled, at least 50% have to be"]
+
+
+def test_labels_that_stand_in_one_another_break_a_gate_by_their_share(tmp_path: Path) -> None:
+    """A pair is worth a look; a dataset that is doubled is not worth training on."""
+    report = finished(dataset(tmp_path / "set", [("a", doubled(sound())), ("b", sound())]))
+    (pair,) = [found for found in report.findings if found.check == "duplicate"]
+    assert (pair.severity, pair.shard, pair.clip_id) == ("warning", "a", "000000")
+    count = int((sound().ids_TB >= 0).sum())
+    assert report.doubled_share == pytest.approx(8 / (2 * count + 8))
+    assert broken(report, Gates(max_doubled_share=report.doubled_share)) == []
+    (said,) = broken(report, Gates(max_doubled_share=report.doubled_share - 1e-6))
+    assert "of labels stand in another of their class" in said
+
+
+def test_sources_confidence_and_what_nobody_reviewed_are_counted(tmp_path: Path) -> None:
+    def row(slot: int, source: str, confidence: float, reviewer: str | None) -> dict[str, Any]:
+        said = {"clip_id": "000000", "frame": 0, "slot": slot, "identity": slot, "class": "car"}
+        who = {"source": source, "tool": "t", "bundle_digest": None, "reviewer": reviewer}
+        return {name: {**said, **who, "confidence": confidence}[name] for name in LABEL_SCHEMA.names}
+
+    rows = [
+        row(0, "autolabel", 0.25, None),
+        row(1, "autolabel", 0.75, None),
+        row(2, "autolabel", 0.0, None),
+        row(3, "review", 1.0, "kim"),
+    ]
+    found = finished(dataset(tmp_path / "set", [("a", sound())], rows)).provenance
+    assert list(found) == ["all", "autolabel", "review"]
+    assert found["autolabel"] == {
+        "labels": 3, "seen_share": 0.6667, "mean_confidence": 0.5, "doubtful_share": 0.5,
+        "unreviewed_share": 1.0,
+    }  # fmt: skip
+    assert found["review"]["unreviewed_share"] == 0.0 and found["all"]["unreviewed_share"] == 0.75
+    assert finished(dataset(tmp_path / "none", [("a", sound())])).provenance == {}
+
+
+def test_gates_on_checks_that_there_are_not_are_refused() -> None:
+    assert Gates(max_findings=dict.fromkeys((*CHECKS, "error"), 0))
+    with pytest.raises(ValidationError, match="there is no check 'duplicat'"):
+        Gates(max_findings={"duplicat": 0})

@@ -214,6 +214,22 @@ def test_a_record_of_a_size_beyond_belief_ends_the_file(tmp_path: Path, whole: P
         SalvagedBag(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"junk.mcap is empty \(0 bytes\)"),
+        (b"junk", "junk.mcap is no MCAP file: it does not begin with MCAP's magic bytes"),
+        (b"\x89MCAP0\r\n" + 100 * b"\x01", "nothing of its last 108 of 108 bytes"),
+    ],
+    ids=["empty", "junk", "magic alone"],
+)
+def test_of_a_file_that_is_no_bag_it_is_said_why(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "junk.mcap"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        SalvagedBag(file)
+
+
 def test_messages_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "odd.mcap"
     with file.open("wb") as stream:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,8 +13,17 @@ from synthetic import SMALL, synthetic_clip
 
 from e2e_perception.core.bev import BevGrid
 from e2e_perception.core.clips import Clip
-from e2e_perception.data.calibration_sanity import LEAST_FRAMES, CalibrationProbe, Misalignment
+from e2e_perception.core.network_config import SIZES
+from e2e_perception.data.calibration_sanity import (
+    LEAST_FRAMES,
+    TURNS_DEG,
+    CalibrationProbe,
+    Misalignment,
+    edges_met,
+)
 from e2e_perception.runtime.rasters import lidar_raster
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NETWORK = SMALL.model_copy(
     update={"image_height": 96, "image_width": 256, "grid": BevGrid(resolution=0.5), "cameras": ("front",)}
@@ -113,3 +124,84 @@ def test_of_few_frames_and_dead_sensors_nothing_is_said() -> None:
         probe.add(replace(clip, inputs={**clip.inputs, "camera_valid": np.zeros((1, 1), np.float32)}))
         probe.add(replace(clip, inputs={**clip.inputs, "lidar_valid": np.zeros((1, 1), np.float32)}))
     assert probe.found() == {}
+
+
+# ------------------------------------------------------------------ a real camera
+
+STATED = TURNS_DEG.index(0.0)
+
+
+@pytest.fixture(scope="module")
+def highway(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Clip, int]]:
+    """Frames of a real drive by stamp: the clip that each is in, and its number there."""
+    pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
+    from e2e_perception.cli.main import main
+    from e2e_perception.data.shards import open_clips
+
+    data = Path(os.environ.get("E2E_PERCEPTION_TEST_DATA", ROOT.parent / "shared" / "data")) / "kitti_highway"
+    if not data.exists():
+        pytest.skip(f"no recorded bag at {data}; set E2E_PERCEPTION_TEST_DATA")
+    out = tmp_path_factory.mktemp("highway") / "set"
+    assert main(["ingest", str(data), "--out", str(out)]) == 0
+    (store,) = open_clips(out)
+    clips = [store.read(index) for index in range(len(store))]
+    return {stamp: (clip, t) for clip in clips for t, stamp in enumerate(clip.stamps_ns_T.tolist())}
+
+
+def turned_on_the_spot(matrix_34: np.ndarray, yaw_deg: float) -> np.ndarray:
+    """What a calibration would say of a camera that looks further to the left than it does."""
+    matrix = matrix_34.astype(np.float64)
+    centre = -np.linalg.inv(matrix[:, :3]) @ matrix[:, 3]
+    turned = matrix[:, :3] @ cv2.Rodrigues(np.array([0.0, 0.0, np.deg2rad(yaw_deg)]))[0].T
+    return np.column_stack([turned, -turned @ centre])
+
+
+def met_on_the_highway(frames: dict[int, tuple[Clip, int]], yaw_deg: float) -> dict[int, np.ndarray]:
+    """Edges met (2, R) by stamp, in the frames that have enough of them."""
+    found = {
+        stamp: edges_met(
+            clip.inputs["lidar_raster"][t],
+            clip.inputs["images"][t, 0],
+            turned_on_the_spot(clip.inputs["image_from_base"][t, 0], yaw_deg),
+            SIZES["tiny"].grid,
+        )
+        for stamp, (clip, t) in frames.items()
+    }
+    return {stamp: met for stamp, met in found.items() if met is not None}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("yaw_deg", [3.0, -3.0, 5.0, -5.0])
+def test_a_real_camera_that_is_turned_meets_fewer_edges_than_one_that_is_not(
+    highway: dict[int, tuple[Clip, int]], yaw_deg: float
+) -> None:
+    """Means over frames: few have enough on a highway, and a single one may have its edges elsewhere."""
+    true, turned = met_on_the_highway(highway, 0.0), met_on_the_highway(highway, yaw_deg)
+    both = sorted(true.keys() & turned.keys())
+    assert len(highway) == 78 and len(both) >= 5
+    stated = np.mean([true[stamp][0, STATED] for stamp in both])
+    off = np.mean([turned[stamp][0, STATED] for stamp in both])
+    assert off < 0.95 * stated
+    # Of the turns that are tried, the ones that undo it are better than leaving it.
+    undone = TURNS_DEG.index(-yaw_deg)
+    assert np.mean([turned[stamp][0, undone] for stamp in both]) > off
+
+
+@pytest.mark.real_data
+def test_the_true_calibration_of_a_real_camera_is_not_flagged(highway: dict[int, tuple[Clip, int]]) -> None:
+    """Also if there were more such frames than the highway has: those that count are counted three times."""
+    enough = met_on_the_highway(highway, 0.0)
+    probe = CalibrationProbe(SIZES["tiny"].model_copy(update={"cameras": ("front",)}))
+    for stamp in sorted(enough):
+        clip, t = highway[stamp]
+        inputs = {name: value[t : t + 1] for name, value in clip.inputs.items()}
+        for _ in range(3):
+            probe.add(single_frame(clip, inputs))
+    told = probe.found()["front"]
+    assert told.frames >= LEAST_FRAMES
+    assert (told.yaw_deg, told.pitch_deg, told.gain) == (0.0, 0.0, 1.0)
+
+
+def single_frame(clip: Clip, inputs: dict[str, np.ndarray]) -> Clip:
+    arrays = {name: value[:1] for name, value in vars(clip).items() if isinstance(value, np.ndarray)}
+    return replace(clip, inputs=inputs, **arrays)

@@ -81,6 +81,35 @@ def identities(result: Merged, k: int = 0) -> dict[int, LayerRow]:
     return found
 
 
+# ------------------------------------------------------------------ neighbours
+
+
+@pytest.mark.parametrize("reviewed", [0, 1])
+@pytest.mark.parametrize("verdict", ["label", "rejected"])
+@pytest.mark.parametrize(("class_name", "gap"), [("pedestrian", 0.6), ("car", 1.6)])
+def test_a_review_of_one_label_is_not_of_its_neighbour(
+    reviewed: int, verdict: str, class_name: str, gap: float
+) -> None:
+    """Two who stand closer than rows of one object may be apart: each is its own, whoever was looked at."""
+    pair = [
+        row(n, 10.0 + gap * n, k=k, class_name=class_name, confidence=0.7) for k in range(3) for n in (0, 1)
+    ]
+    said = [
+        replace(item, source="review", reviewer="kim", verdict=verdict, confidence=1.0)
+        for item in pair
+        if item.identity == reviewed
+    ]
+    result = together(source(0, pair), source(1, said))
+    for k in range(3):
+        left = identities(result, k)
+        other = 1 - reviewed
+        assert left.pop(other) == pair[2 * k + other], "as it was, to the last digit"
+        if verdict == "rejected":
+            assert left == {}
+        else:
+            assert left == {reviewed: said[k]}
+
+
 # ------------------------------------------------------------------ order
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
 from review_sets import FRAMES, TRACKS, add_shard, review_clip, review_set
 
 from e2e_perception.core.errors import InputError
-from e2e_perception.data import review_session
+from e2e_perception.data import label_layers
 from e2e_perception.data.label_layers import read_layer, write_layer
 from e2e_perception.data.review_clips import ReviewDataset
 from e2e_perception.data.review_session import Decision, ReviewSession
@@ -49,6 +51,33 @@ def test_a_decision_is_in_the_layer_for_every_frame_of_its_track(
         review.decide(0, [101], None)
         assert {row.identity for row in read_layer(out).rows if row.clip_id == "drive/000000"} == {100, 102}
     assert [path.name for path in out.parent.iterdir() if path.suffix == ".parquet"] == ["layer.parquet"]
+
+
+@given(
+    decisions=st.lists(
+        st.tuples(st.integers(0, 1), st.sampled_from(TRACKS), st.sampled_from(["label", "rejected", None])),
+        max_size=8,
+    )
+)
+@settings(max_examples=15, deadline=None)
+def test_a_decision_on_one_track_is_on_no_other(
+    dataset: ReviewDataset,
+    tmp_path_factory: pytest.TempPathFactory,
+    decisions: list[tuple[int, int, str | None]],
+) -> None:
+    """Neither on its neighbours in the same frames, nor on the same track in another clip."""
+    out = tmp_path_factory.mktemp("neighbours") / "layer.parquet"
+    expected: dict[tuple[str, int], str] = {}
+    with session(dataset, out) as review:
+        for number, identity, verdict in decisions:
+            review.decide(number, [identity], verdict)
+            key = (str(review.names[number]), identity)
+            expected.pop(key, None)
+            if verdict is not None:
+                expected[key] = verdict
+            found = read_layer(out).rows
+            assert {(row.clip_id, row.identity): row.verdict for row in found} == expected
+            assert len(found) == FRAMES * len(expected), "a row for each frame of each, and no other"
 
 
 def test_opened_again_it_shows_and_keeps_what_was_decided(dataset: ReviewDataset, tmp_path: Path) -> None:
@@ -89,12 +118,12 @@ def test_what_cannot_be_written_was_not_decided_and_the_layer_stays(
         review.decide(0, [100], "label")
         before = out.read_bytes()
 
-        def full(path: Path, rows: object, *, shards: object) -> None:
+        def full(table: object, path: Path) -> None:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(review_session, "write_layer", full)
+            patch.setattr(label_layers.pq, "write_table", full)
             with pytest.raises(OSError, match="No space left"):
                 review.decide(0, [101], "label")
         assert out.read_bytes() == before

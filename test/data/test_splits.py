@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import ClipWriter, split_of
 from e2e_perception.data.ego_paths import MOST_POINTS, EgoPath, PathRecorder
 from e2e_perception.data.shards import Dataset, open_clips
-from e2e_perception.data.splits import SPLITS, Recording, SplitTable, is_clocked, relation, split_table
+from e2e_perception.data.splits import (
+    SPLITS,
+    Recording,
+    SplitTable,
+    is_clocked,
+    possible_pairs,
+    relation,
+    split_table,
+)
 
 SECOND = 10**9
 NOW = 1_760_000_000 * SECOND
@@ -128,6 +137,26 @@ def test_near_points_are_those_that_all_pairs_give() -> None:
     for distance in (1.0, 9.0, 30.0):
         gaps = np.linalg.norm(few[:, None] - many[None], axis=-1).min(axis=1)
         assert a.share_near(b, distance) == b.share_near(a, distance) == np.mean(gaps <= distance)
+
+
+@given(seed=st.integers(0, 10_000), distance=st.sampled_from([0.0, 5.0, 30.0, 100.0]))
+@settings(max_examples=60)
+def test_no_pair_that_is_related_is_passed_over(seed: int, distance: float) -> None:
+    rng = np.random.default_rng(seed)
+    made = []
+    for k in range(25):
+        x, y, start = rng.uniform(-150, 150), rng.uniform(-150, 150), float(rng.uniform(0, 2000))
+        path = straight(x, y, 5.0 * float(rng.integers(2, 24)), str(rng.choice(["map", "utm"])))
+        changes: dict[str, Any] = {
+            "path": None if rng.random() < 0.3 else path,
+            "clocked": bool(rng.random() < 0.5),
+            "bag_digest": str(rng.integers(20)) if rng.random() < 0.5 else "",
+        }
+        made.append(recording(f"r{k}", start, float(rng.choice([0.0, 60.0, 300.0])), **changes))
+    related = [(i, j) for i, j in combinations(range(25), 2) if relation(made[i], made[j], distance)]
+    pairs = possible_pairs(made, distance)
+    assert set(related) <= set(pairs) and pairs == sorted(set(pairs))
+    assert len(pairs) < 25 * 24 / 2, "not simply all of them"
 
 
 def test_a_path_is_kept_in_flat_memory_and_only_in_a_frame_that_others_share() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from e2e_perception.core.errors import (
     EngineMismatchError,
     EngineUnavailableError,
 )
+from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.core.rig import Camera, Lidar, Mount, Rig
 from e2e_perception.deploy.bundle import ROLLOUT, load_bundle, verify_bundle, write_checksums
 from e2e_perception.deploy.engines import InferenceEngine, backend_report, create_engine
@@ -32,6 +35,7 @@ from e2e_perception.deploy.export import (
     rollout_difference,
     with_rollout,
 )
+from e2e_perception.deploy.exporter_noise import LEAF_SPEC, REGISTRATION, SKIPPED, without_exporter_noise
 from e2e_perception.deploy.parity import compare
 from e2e_perception.deploy.rollouts import (
     RecordedRollout,
@@ -130,6 +134,65 @@ def test_every_backend_agrees_with_torch_over_a_rollout_with_state_fed_back(
     )
     assert set(worst) == set(bundle.contract.output_names) - {"bev_memory_next"}
     assert max(worst.values()) <= PARITY_TOLERANCE, worst
+
+
+class Said:
+    """An engine that says one thing of every frame."""
+
+    def __init__(self, engine: InferenceEngine, outputs: dict[str, np.ndarray]) -> None:
+        self.contract, self.info, self.outputs = engine.contract, engine.info, outputs
+
+    def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.outputs
+
+    def reset_state(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def said(bundle_dir: Path) -> dict[str, np.ndarray]:
+    """Outputs of one frame."""
+    engine = create_engine(load_bundle(bundle_dir), "torch")
+    inputs = random_inputs(SMALL, np.random.default_rng(0))
+    return engine.infer({**inputs, "memory_valid": np.zeros_like(inputs["memory_valid"])})
+
+
+def apart(bundle_dir: Path, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
+    engine = create_engine(load_bundle(bundle_dir), "torch")
+    return rollout_difference(Said(engine, a), Said(engine, b), SMALL, num_frames=2, seed=0)
+
+
+@given(angle=st.floats(0.0, 2.0 * np.pi), along=st.floats(0.0, 2.0 * np.pi))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_how_far_velocities_differ_does_not_depend_on_the_axes(
+    bundle_dir: Path, said: dict[str, np.ndarray], angle: float, along: float
+) -> None:
+    """20 m/s whichever way, off by 1 mm/s whichever way: 5e-5 of it, also where one coordinate is small."""
+    way = np.array([np.cos(angle), np.sin(angle)])
+    off = np.array([np.cos(along), np.sin(along)])
+    velocity = [BOX_FIELDS.index(name) for name in ("vx", "vy")]
+    boxes, moved = said["query_boxes"].astype(np.float64), said["query_boxes"].astype(np.float64)
+    boxes[..., velocity] = 20.0 * way
+    moved[..., velocity] = 20.0 * way + 1e-3 * off
+    found = apart(bundle_dir, {**said, "query_boxes": moved}, {**said, "query_boxes": boxes})
+    assert found.pop("query_boxes") == pytest.approx(5e-5, rel=1e-6)
+    assert set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize("column", BOX_FIELDS)
+def test_a_box_that_is_off_or_not_finite_in_any_column_differs(
+    bundle_dir: Path, said: dict[str, np.ndarray], column: str
+) -> None:
+    boxes = np.zeros_like(said["query_boxes"])
+    off, lost = boxes.copy(), boxes.copy()
+    off[0, 3, BOX_FIELDS.index(column)] = 0.25
+    lost[0, 3, BOX_FIELDS.index(column)] = np.nan
+    right = {**said, "query_boxes": boxes}
+    assert apart(bundle_dir, {**said, "query_boxes": off}, right)["query_boxes"] == 0.25
+    assert np.isnan(apart(bundle_dir, {**said, "query_boxes": lost}, right)["query_boxes"])
 
 
 def test_a_graphs_digest_depends_on_what_is_computed_and_not_on_weights(
@@ -259,6 +322,47 @@ def test_an_export_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
             JointNetwork(SMALL), tmp_path / "precious", name="small", rig=RIG, evaluation={}, provenance={}
         )
     assert (tmp_path / "precious" / "notes.txt").read_text(encoding="utf-8") == "thesis"
+
+
+@pytest.fixture
+def exporter_log() -> Iterator[list[logging.LogRecord]]:
+    """What the exporter logs; torch's own handlers keep it from the root, and so from `caplog`."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    logger = logging.getLogger(REGISTRATION)
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+def test_an_export_says_nothing_of_the_exporter_itself(
+    tmp_path: Path, exporter_log: list[logging.LogRecord]
+) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        export_onnx(JointNetwork(SMALL), tmp_path / "model.onnx")
+    assert not [str(w.message) for w in told if "LeafSpec" in str(w.message)]
+    assert not [r.getMessage() for r in exporter_log if "torchvision" in r.getMessage()]
+
+
+def test_only_that_is_left_out_and_only_while_exporting(exporter_log: list[logging.LogRecord]) -> None:
+    logger = logging.getLogger(REGISTRATION)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with without_exporter_noise():
+            warnings.warn(f"{LEAF_SPEC}, use something else", FutureWarning, stacklevel=1)
+            warnings.warn("another thing is deprecated", FutureWarning, stacklevel=1)
+            logger.warning("%s torchvision::nms", SKIPPED)
+            logger.warning("an operator is missing")
+        logger.warning("%s torchvision::nms", SKIPPED)
+        warnings.warn(f"{LEAF_SPEC}, use something else", FutureWarning, stacklevel=1)
+    assert [str(w.message) for w in told] == [
+        "another thing is deprecated", f"{LEAF_SPEC}, use something else"
+    ]  # fmt: skip
+    said = [record.getMessage() for record in exporter_log]
+    assert said == ["an operator is missing", f"{SKIPPED} torchvision::nms"]
 
 
 def test_verifying_opens_the_graph(bundle_dir: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def common(count: int = 8) -> list[Clip]:
 def mined(clips: list[Clip], **settings):
     store = Store(clips)
     weights = settings.pop("weights", dict.fromkeys(SIGNALS, 1.0))
-    return mine(network(), [(store, i) for i in range(len(clips))], weights=weights, **settings)
+    return mine(network(), [(store, i) for i in range(len(clips))], weights=weights, **settings).clips
 
 
 def test_every_clip_is_listed_once_with_all_its_signals() -> None:
@@ -48,7 +48,8 @@ def test_every_clip_is_listed_once_with_all_its_signals() -> None:
     assert sorted(item.index for item in found) == list(range(8))
     for item in found:
         assert set(item.signals) == set(item.ranks) == set(SIGNALS)
-        assert all(np.isfinite(value) for value in item.signals.values())
+        assert item.signals["interventions"] is None, "these clips do not say"
+        assert all(np.isfinite(v) for name, v in item.signals.items() if name != "interventions")
         assert all(0.0 <= value <= 1.0 for value in (*item.ranks.values(), item.score))
     assert mined(common(), count=3)[0].index == found[0].index
     assert len(mined(common(), count=3)) == 3
@@ -58,9 +59,30 @@ def test_clips_in_which_the_supervisor_intervened_come_first_where_that_is_asked
     store = Store(common(4))
     store.rows[1]["interventions"], store.rows[2]["interventions"] = 2, 7
     clips = [(store, i) for i in range(4)]
-    found = mine(network(), clips, count=4, weights={"interventions": 1.0}, diversity=0.0)
+    found = mine(network(), clips, count=4, weights={"interventions": 1.0}, diversity=0.0).clips
     assert [item.index for item in found[:2]] == [2, 1]
-    assert [item.signals["interventions"] for item in found] == [7.0, 2.0, 0.0, 0.0]
+    # Of the others it is not recorded; that is another thing than none.
+    assert [item.signals["interventions"] for item in found] == [7.0, 2.0, None, None]
+    store.rows[0]["interventions"] = 0
+    known = mine(network(), clips, count=4, weights={"regret": 1.0}).clips
+    assert {item.index: item.signals["interventions"] for item in known} == {0: 0.0, 1: 2.0, 2: 7.0, 3: None}
+
+
+def test_who_sees_nothing_is_left_out_and_named() -> None:
+    """Of nothing a network is as unsure as can be, which is worth nobody's time."""
+    clips = common(4)
+    for index in (1, 3):
+        nothing = {
+            name: np.zeros_like(value) if name in ("camera_valid", "lidar_valid", "radar_valid") else value
+            for name, value in clips[index].inputs.items()
+        }
+        clips[index] = replace(clips[index], inputs=nothing)
+    store = Store(clips)
+    weights = dict.fromkeys(SIGNALS, 1.0)
+    found = mine(network(), [(store, i) for i in range(4)], count=9, weights=weights)
+    assert sorted(item.index for item in found.clips) == [0, 2] and found.blind == [1, 3]
+    alone = mine(network(), [(store, 1)], count=9, weights=weights)
+    assert (alone.clips, alone.blind) == ([], [0])
 
 
 def test_a_clip_unlike_the_others_is_the_newest() -> None:
