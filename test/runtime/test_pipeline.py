@@ -120,7 +120,9 @@ def test_every_frame_gives_tracks_a_plan_and_its_reasons() -> None:
     assert (last.health.frames, last.health.plans) == (10, 10)
     assert last.health.backend == "fake 1 on cpu, float32"
     assert sum(last.health.drops.values()) == 0
-    assert set(last.health.stage_ms) == {"wait", "prepare", "infer", "track", "plan", "supervise"}
+    assert set(last.health.stage_ms) == {
+        "wait", "prepare", "queue", "infer", "track", "plan", "supervise",
+    }  # fmt: skip
     assert last.health.stage_ms["wait"] == pytest.approx(10.0)
     assert last.tracks is not None
     np.testing.assert_allclose(last.tracks.boxes.centers_N3[1, :2], [30.0, 0.0], atol=0.05)
@@ -522,8 +524,8 @@ def test_live_parameters_change_and_fixed_ones_are_refused() -> None:
     pipeline.update(live)
     run(pipeline, drive([3]))
     assert engine.inputs[-1]["ego_state"][0, EGO_FIELDS.index("speed_limit")] == 7.0
-    fixed = config_from_parameters({"engine.num_threads": 7, "planning.speed_limit": 9.0}, base=live)
-    with pytest.raises(ConfigError, match=r"cannot change while running: engine.num_threads \(2 to 7\)"):
+    fixed = config_from_parameters({"sync.queue_size": 7, "planning.speed_limit": 9.0}, base=live)
+    with pytest.raises(ConfigError, match=r"cannot change while running: sync.queue_size \(16 to 7\)"):
         pipeline.update(fixed)
     assert pipeline.config == live
 
