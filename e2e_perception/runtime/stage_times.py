@@ -11,7 +11,7 @@ from typing import NamedTuple
 # Upper edges of the buckets [ms], each 2^(1/8) times the one before: a quantile is at most 9 % too large.
 LEAST_MS, MOST_MS = 0.02, 20_000.0
 EDGES_MS = tuple(
-    LEAST_MS * 2.0 ** (k / 8.0) for k in range(math.ceil(8.0 * math.log2(MOST_MS / LEAST_MS)) + 1)
+    LEAST_MS * math.pow(2.0, k / 8.0) for k in range(math.ceil(8.0 * math.log2(MOST_MS / LEAST_MS)) + 1)
 )
 GENERATION = 600  # observations; a minute at 10 Hz
 
