@@ -8,7 +8,8 @@ system's figure.
     latency   from a frame's stamp until its results have left, the lidar's own 50 ms of travel included
     compute   the stages that the node itself takes time for, waiting for the engine included
     period    between the departures of two results
-    missing   anchors sent of which no result came; `unexplained` are those that no drop accounts for
+    missing   anchors sent of which no result came; `unexplained`, over the whole run, are those that no drop
+              accounts for
 
     python benchmarks/bench_node.py [--seconds 60] [--param engine.num_threads:=1] [--flame node.svg] [--json]
 """
@@ -220,6 +221,12 @@ class Player:
             self.frames.append(message)
 
 
+def minor_faults(pid: int) -> int:
+    """Pages that the process was given so far: what fresh arrays cost."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        return int(file.read().rpartition(")")[2].split()[7])
+
+
 def quantiles(values: Any) -> dict[str, float]:
     """p50, p95, p99 and the largest, and how many times p50 p99 is."""
     p50, p95, p99, most = np.percentile(values, [50, 95, 99, 100]).tolist()
@@ -228,28 +235,33 @@ def quantiles(values: Any) -> dict[str, float]:
 
 
 def evaluate(
-    healths: list[Any], anchors: list[int], memory: list[tuple[float, float]]
-) -> dict[str, Any]:  # fmt: skip
-    """Figures of one run, without its first seconds."""
+    healths: list[Any], latest: Any, anchors: list[int], memory: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """Figures of one run, without its first seconds.
+
+    Args:
+        healths: Of all frames.
+        latest: The last health of all.
+        anchors: Stamps sent [ns].
+        memory: (time [s], resident [MB]).
+    """
     since_ns = anchors[0] + round(WARM_UP_S * 1e9)
     sent = {stamp for stamp in anchors if stamp >= since_ns}
-    earlier = [h for h in healths if stamp_ns(h) < since_ns]
     by_stamp = {stamp_ns(h): h for h in healths if stamp_ns(h) in sent}
     stages = [dict(zip(h.stages, h.stage_ms, strict=True)) for _, h in sorted(by_stamp.items())]
     departures_ms = np.array(
         [at * 1e-6 + s["latency"] for at, s in zip(sorted(by_stamp), stages, strict=True)]
     )
-    first, last = earlier[-1], healths[-1]
-    drops = dict(zip(last.drop_causes, last.drops, strict=True))
-    before = dict(zip(first.drop_causes, first.drops, strict=True))
-    dropped = {c: int(n - before.get(c, 0)) for c, n in drops.items() if n > before.get(c, 0)}
-    missing = len(sent) - len(by_stamp)
+    dropped = {
+        cause: int(count) for cause, count in zip(latest.drop_causes, latest.drops, strict=True) if count
+    }
+    never_answered = set(anchors) - {stamp_ns(h) for h in healths}
     seconds, megabytes = np.array([row for row in memory if row[0] >= WARM_UP_S]).T
     return {
         "frames_sent": len(sent),
-        "frames_missing": missing,
-        "frames_unexplained": missing - sum(dropped.get(cause, 0) for cause in FRAME_DROPS),
-        "dropped": dropped,
+        "frames_missing": len(sent) - len(by_stamp),
+        "frames_unexplained": len(never_answered) - sum(dropped.get(cause, 0) for cause in FRAME_DROPS),
+        "dropped_in_all": dropped,
         "latency_ms": quantiles([s["latency"] for s in stages]),
         "compute_ms": quantiles([sum(s.get(name, 0.0) for name in STAGES) for s in stages]),
         "period_ms": quantiles(np.diff(departures_ms)),
@@ -271,6 +283,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of playing, at least 10")
     parser.add_argument("--scenario", default=SCENARIO)
     parser.add_argument("--param", action="append", default=[], help="of the node, as name:=value")
+    parser.add_argument(
+        "--realtime", action="store_true", help="node and player before all else (SCHED_FIFO; needs rights)"
+    )
     parser.add_argument("--flame", help="SVG of where the node's threads spend their time, by py-spy")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -284,6 +299,8 @@ def main() -> int:
 
     rig = find_rig("tiny")
     lap = simulate(rig, options.scenario)
+    if options.realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # inherited by the node
     arguments = ["--ros-args", *(word for given in options.param for word in ("-p", given))]
     with private_domain() as domain:
         node = start_node(NODE, arguments, environment={"ROS_DOMAIN_ID": str(domain)})
@@ -291,10 +308,11 @@ def main() -> int:
         try:
             player.wait_for_listeners(node)
             flame = _record_flame(options.flame, node.process.pid, options.seconds)
-            cpu_before = psutil.Process(node.process.pid).cpu_times()
-            load_before = os.getloadavg()[0]
+            process = psutil.Process(node.process.pid)
+            cpu_before, load_before = process.cpu_times(), os.getloadavg()[0]
+            faults_before = minor_faults(node.process.pid)
             anchors, memory = player.play(lap, options.seconds, node.process.pid)
-            cpu = psutil.Process(node.process.pid).cpu_times()
+            cpu, faults = process.cpu_times(), minor_faults(node.process.pid) - faults_before
             if flame is not None:
                 flame.wait(timeout=60.0)
         finally:
@@ -303,13 +321,15 @@ def main() -> int:
     result = {
         "seconds": options.seconds,
         "cores": os.cpu_count(),
+        "realtime": options.realtime,
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "bundle": player.latest.bundle,
         "backend": player.latest.backend,
         "node_cpu_share": round(
             (cpu.user + cpu.system - cpu_before.user - cpu_before.system) / options.seconds, 2
         ),
-        **evaluate(player.frames, anchors, memory),
+        "page_faults_per_frame": round(faults / max(len(anchors), 1)),
+        **evaluate(player.frames, player.latest, anchors, memory),
     }
     if options.json:
         print(json.dumps(result))
