@@ -171,6 +171,6 @@ class DecisionThread:
         now_ns = self._now_ns()
         around = self._pipeline.preparation.surroundings(now_ns)
         with self._deciding:
-            if self._in_hand and not self._abandoned:
+            if self._in_hand and self._watchdog.is_overdue and not self._abandoned:
                 self._answered_for = True
                 self._hand_on(self._pipeline.decision.hung(now_ns, around, taken_s))

@@ -24,8 +24,8 @@ class Watchdog:
 
         Args:
             limit_s: How long the work may take [s]; asked anew each time, so that it may be changed.
-            on_overdue: Told in the watchdog's thread how long it has taken [s]. The work may be done by the
-                time that it looks.
+            on_overdue: Told in the watchdog's thread how long it has taken [s]. By the time that it looks the
+                work may be done, and the next begun: `is_overdue` says.
             repeat_s: Between two calls about the same work [s].
         """
         self._limit_s = limit_s
@@ -59,6 +59,12 @@ class Watchdog:
         finally:
             with self._changed:
                 self._since_s = None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether there is work now, and it has taken too long."""
+        with self._changed:
+            return self._since_s is not None and time.monotonic() - self._since_s >= self._limit_s()
 
     def _run(self) -> None:
         while True:

@@ -141,6 +141,18 @@ def test_work_in_time_is_left_alone() -> None:
     assert barks == []
 
 
+def test_only_present_work_can_be_overdue() -> None:
+    limit_s = [0.0]
+    dog = Watchdog(lambda: limit_s[0], lambda taken_s: None)
+    assert not dog.is_overdue
+    with dog.watching():
+        assert dog.is_overdue
+        limit_s[0] = 3600.0
+        assert not dog.is_overdue
+    limit_s[0] = 0.0
+    assert not dog.is_overdue
+
+
 def test_work_that_raises_is_done() -> None:
     barks: list[float] = []
     dog = Watchdog(lambda: 3600.0, barks.append)
