@@ -299,9 +299,9 @@ class PerceptionNode(LifecycleNode):
         """Between two frames, in the thread of the pipeline's second half."""
         try:
             stack.switch(loaded)
-        except E2EPerceptionError as error:
+        except Exception as error:  # noqa: BLE001 - of whatever library; it is said, and the old engine goes on
             loaded.engine.close()
-            stack.swap.fail(str(error))
+            stack.swap.fail(f"{type(error).__name__}: {error}")
             return
         stack.swap.finish()
         self.report.solved(ENGINE)
@@ -324,7 +324,7 @@ class PerceptionNode(LifecycleNode):
         self._outputs.publish_health(self.report.merged(health), now_ns, base_frame, name)
 
     def _beat(self) -> None:
-        """Twice a second: look at the publishers, and say something while the pipeline's thread does not."""
+        """Twice a second: look at the publishers, and say something while the pipeline's threads do not."""
         now_ns = self._now_ns()
         if self._sim_time and now_ns == 0:
             self.report.problem(NO_CLOCK, "use_sim_time is set, but nothing has come on /clock yet")
