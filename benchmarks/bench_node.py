@@ -35,6 +35,8 @@ import rclpy
 from e2e_perception.msg import Health
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
@@ -166,6 +168,8 @@ class Player:
             for s in rig.sensors
         }
         self._odometry = self._node.create_publisher(message_class(ODOMETRY_TYPE), rig.odom_topic, reliable)
+        self._parameters = AsyncParameterClient(self._node, NODE)
+        self.refusals: list[str] = []
         self._thread = threading.Thread(target=self._executor.spin, name="health", daemon=True)
         self._thread.start()
 
@@ -185,14 +189,24 @@ class Player:
                 raise SystemExit(f"{NODE} did not come up. {process.failure()}")
             time.sleep(0.05)
 
-    def play(self, lap: Lap, seconds: float, pid: int) -> tuple[list[int], list[tuple[float, float]]]:
-        """Send everything in time.
+    def change_engine(self, num_threads: int) -> None:
+        """Have another engine loaded, without waiting for it."""
+        wanted = Parameter("engine.num_threads", Parameter.Type.INTEGER, num_threads).to_parameter_msg()
+        self._parameters.set_parameters([wanted]).add_done_callback(
+            lambda answer: self.refusals.extend(r.reason for r in answer.result().results if not r.successful)
+        )
+
+    def play(
+        self, lap: Lap, seconds: float, pid: int, swap_every_s: float
+    ) -> tuple[list[int], list[tuple[float, float]]]:
+        """Send everything in time, and change the engine now and then.
 
         Returns:
             Stamps of the anchors sent [ns], and (time [s], resident memory [MB]) once a second.
         """
         process = psutil.Process(pid)
         anchors, memory = [], []
+        num_swaps = 0
         anchor = self._rig.lidars[0].name
         start_ns, next_memory_s = time.time_ns() + 200_000_000, 0.0
         for when, stamp, name, item in endlessly(lap):
@@ -209,6 +223,9 @@ class Player:
             else:
                 state = EgoState(start_ns + stamp, item.odom_from_base, item.velocity, item.yaw_rate)
                 self._odometry.publish(odometry_message(self._make, state, self._rig.base_frame))
+            if swap_every_s > 0.0 and when * 1e-9 >= (num_swaps + 1) * swap_every_s:
+                self.change_engine(1 + num_swaps % 2)
+                num_swaps += 1
             if when * 1e-9 >= next_memory_s:
                 memory.append((when * 1e-9, process.memory_info().rss / 1e6))
                 next_memory_s += 1.0
@@ -270,7 +287,7 @@ def evaluate(
             for name in (*STAGES, "wait")
             if name in stages[0]
         },
-        "memory_mb": [round(float(megabytes[0]), 1), round(float(megabytes[-1]), 1)],
+        "memory_mb": megabytes[np.linspace(0, len(megabytes) - 1, 5).astype(int)].round(1).tolist(),
         "memory_slope_mb_per_min": round(float(np.polyfit(seconds, megabytes, 1)[0]) * 60.0, 2),
     }
 
@@ -285,6 +302,9 @@ def main() -> int:
     parser.add_argument("--param", action="append", default=[], help="of the node, as name:=value")
     parser.add_argument(
         "--realtime", action="store_true", help="node and player before all else (SCHED_FIFO; needs rights)"
+    )
+    parser.add_argument(
+        "--swap-every", type=float, default=0.0, help="change the engine every so many seconds"
     )
     parser.add_argument("--flame", help="SVG of where the node's threads spend their time, by py-spy")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -311,7 +331,7 @@ def main() -> int:
             process = psutil.Process(node.process.pid)
             cpu_before, load_before = process.cpu_times(), os.getloadavg()[0]
             faults_before = minor_faults(node.process.pid)
-            anchors, memory = player.play(lap, options.seconds, node.process.pid)
+            anchors, memory = player.play(lap, options.seconds, node.process.pid, options.swap_every)
             cpu, faults = process.cpu_times(), minor_faults(node.process.pid) - faults_before
             if flame is not None:
                 flame.wait(timeout=60.0)
@@ -322,6 +342,8 @@ def main() -> int:
         "seconds": options.seconds,
         "cores": os.cpu_count(),
         "realtime": options.realtime,
+        "swap_every_s": options.swap_every,
+        "swaps_refused": player.refusals,
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "bundle": player.latest.bundle,
         "backend": player.latest.backend,

@@ -17,7 +17,7 @@ from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.calibration import RigCalibration
 from e2e_perception.runtime.decode import ConvertImage
-from e2e_perception.runtime.hot_swap import EngineSwap, LoadedEngine, check_fits, close_later, load_engine
+from e2e_perception.runtime.hot_swap import EngineSwap, LoadedEngine, check_fits, load_engine
 from e2e_perception.runtime.pipeline import Pipeline
 from e2e_perception.runtime.triggers import Triggers
 
@@ -161,7 +161,7 @@ class Stack:
             same_weights=loaded.bundle.digest == self._bundle.digest,
         )
         self._bundle, self._engine, self._engine_config = loaded.bundle, loaded.engine, loaded.config
-        close_later(before)
+        self.swap.retire(before)
 
     # --- messages -------------------------------------------------------------------------------------------
 

@@ -105,10 +105,33 @@ class Swapping:
             raise self.made
         return self.made
 
+    def wait_for_the_thread(self) -> None:
+        assert self.swap._thread is not None
+        self.swap._thread.join(PATIENCE_S)
+        assert not self.swap._thread.is_alive()
+
     def told_outcome(self) -> Any:
         assert self.told.wait(PATIENCE_S)
         self.told.clear()
         return self.swap.outcome()
+
+
+def test_a_replaced_engine_is_freed_by_the_thread_that_makes_them() -> None:
+    swapping = Swapping(FakeEngine())
+    swapping.let_go.set()
+    swapping.swap.begin(bundle(), CONFIG)
+    assert isinstance(swapping.told_outcome(), LoadedEngine)
+    freed_in = list[str]()
+
+    @dataclass
+    class Old(FakeEngine):
+        def close(self) -> None:
+            freed_in.append(threading.current_thread().name)
+
+    swapping.swap.retire(Old())
+    swapping.swap.close()
+    swapping.wait_for_the_thread()
+    assert freed_in == ["engines"]
 
 
 def test_it_loads_elsewhere_and_hands_the_engine_over_once() -> None:
@@ -164,8 +187,7 @@ def test_an_engine_that_nobody_wants_any_more_is_freed(when: str) -> None:
     if when == "while it loads":
         swapping.swap.close()
         swapping.let_go.set()
-        thread = next(t for t in threading.enumerate() if t.name == "load engine")
-        thread.join(PATIENCE_S)
+        swapping.wait_for_the_thread()
         assert not swapping.told.is_set()
     else:
         swapping.let_go.set()
