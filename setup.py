@@ -66,6 +66,7 @@ setup(
         "training": requirements("training.txt"),
         "tracking": requirements("tracking.txt"),
         "scale": requirements("scale.txt"),
+        "tensorrt-rtx": requirements("tensorrt-rtx.txt"),
         "dev": requirements("dev.txt"),
     },
     cmdclass={"build_py": BuildWithSharedFiles},

@@ -1,12 +1,16 @@
 """Run an experiment file: clips, trainings, bundles, evaluations, comparisons; resumable, without ROS.
 
     python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
+    python scripts/run_experiments.py nano --out runs/nano --networks docs/experiments/networks/nano
 
 Every step is a command that leaves something behind; what is there already is not done again, unless it is
 older than what it is made from, and a training goes on where it stopped. OUT/steps/ says what made what: a
 product of another command is refused. Steps that do not wait for each other run side by side, each on one
 thread, one seed of all groups after the other. OUT/evaluations/ holds the figures of every network,
 OUT/controls/ the drives without one, OUT/comparisons/ the paired differences.
+
+`--publish DIR` writes the networks of all finished trainings to DIR, averaged weights and what made them;
+`--networks DIR` takes them from there, so that everything after the trainings can be repeated without them.
 """
 
 from __future__ import annotations
@@ -273,7 +277,8 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     """What is known of a network besides its figures: size, data, time per frame on one thread."""
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.engines import create_engine
-    from e2e_perception.deploy.export import graph_digest, random_inputs
+    from e2e_perception.deploy.export import graph_digest
+    from e2e_perception.deploy.rollouts import random_inputs
 
     opened = load_bundle(bundle)
     manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
@@ -332,7 +337,78 @@ def left_to_do(steps: Sequence[Step], out: Path) -> list[Step]:
         if newer and step.kind not in ("clips", "train"):
             log(f"{step.name}: again, for {newer[0]} is newer")
             left[step.name] = step
-    return list(left.values())
+    # Clips are for trainings; where all of those are done, nobody needs them.
+    wanted = {name for step in left.values() for name in step.after}
+    asked_for = {name for step in steps for name in step.after}
+    return [
+        step
+        for step in left.values()
+        if step.kind != "clips" or step.name in wanted or step.name not in asked_for
+    ]
+
+
+def published_path(step: Step, directory: Path) -> Path:
+    """Where the network of a training is published."""
+    return directory / f"{step.name.removeprefix('train/')}.safetensors"
+
+
+def publish(steps: Sequence[Step], out: Path, directory: Path) -> list[Path]:
+    """Write the networks of all finished trainings: averaged weights, facts, and the command behind them.
+
+    Returns:
+        The files.
+    Raises:
+        ConfigError: If a training was made by another command.
+    """
+    from e2e_perception.training.checkpoint import load_checkpoint, write_checkpoint
+
+    written = []
+    for step in steps:
+        record = record_of(step, out)
+        if step.kind != "train" or not step.makes.exists() or not record.exists():
+            continue
+        if record.read_text(encoding="utf-8") != step.recipe:
+            raise ConfigError(f"{step.name}: {step.makes} was made by another command; it is not published")
+        checkpoint = load_checkpoint(step.makes.parent)
+        average = {f"average/{name}": value for name, value in checkpoint.part("average").items()}
+        path = published_path(step, directory)
+        write_checkpoint(path, average, {**checkpoint.facts, "recipe": step.recipe})
+        written.append(path)
+    return written
+
+
+def adopt(steps: Sequence[Step], out: Path, directory: Path) -> list[str]:
+    """Take the networks of trainings that are not done here from where they are published.
+
+    Returns:
+        Names of the steps that are done thereby.
+    Raises:
+        ConfigError: If there is none, or one was made by another command than the experiment's.
+    """
+    from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
+
+    adopted = []
+    for step in steps:
+        path = published_path(step, directory)
+        if step.kind != "train" or step.makes.exists() or not path.is_file():
+            continue
+        network = load_checkpoint(path)
+        made_by = network.facts.get("recipe")
+        if made_by != step.recipe:
+            raise ConfigError(
+                f"{path} was made by another command than {step.name}; move it away to train anew\n"
+                f"  made by:  {made_by}\n  expected: {step.recipe}"
+            )
+        write_checkpoint(step.makes.parent / STATE, network.tensors, network.facts)
+        record_of(step, out).parent.mkdir(parents=True, exist_ok=True)
+        record_of(step, out).write_text(step.recipe, encoding="utf-8")
+        step.makes.touch()
+        adopted.append(step.name)
+    if not adopted and not any(step.kind == "train" and step.makes.exists() for step in steps):
+        raise ConfigError(
+            f"no network of this experiment in {directory}; expected files like joint-0.safetensors"
+        )
+    return adopted
 
 
 def work_off(steps: Sequence[Step], jobs: int, out: Path) -> list[str]:
@@ -390,11 +466,20 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="steps side by side")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="+", help="kinds of steps, or beginnings of their names")
+    parser.add_argument("--networks", type=Path, help="take trainings from where they are published")
+    parser.add_argument("--publish", type=Path, help="write the networks of finished trainings, and end")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do")
     options = parser.parse_args()
     try:
         experiment = load(options.experiment)
         steps = steps_of(experiment, options.out, options.device)
+        if options.publish is not None:
+            for path in publish(steps, options.out, options.publish):
+                print(path)
+            return 0
+        if options.networks is not None:
+            for name in adopt(steps, options.out, options.networks):
+                log(f"{name}: taken from {options.networks}")
         if options.only:
             steps = [s for s in steps if s.kind in options.only or s.name.startswith(tuple(options.only))]
         if options.dry_run:

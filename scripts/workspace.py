@@ -27,7 +27,15 @@ VENV_PYTHON = VENV / "bin" / "python"
 VENV_STAMP = VENV / "e2e_perception.stamp"
 BUILD_STAMP = ROOT / "install" / "e2e_perception.stamp"
 REQUIREMENTS = ROOT / "requirements"
-REQUIREMENT_FILES = ("base.txt", "robot.txt", "training.txt", "tracking.txt", "ros.txt", "dev.txt")
+REQUIREMENT_FILES = (
+    "base.txt",
+    "robot.txt",
+    "tensorrt-rtx.txt",
+    "training.txt",
+    "tracking.txt",
+    "ros.txt",
+    "dev.txt",
+)
 ROS_DISTRO = "jazzy"
 WHEELS_PYTHON = (3, 11)  # the version that requirements/constraints.txt was resolved for
 

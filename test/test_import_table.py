@@ -73,20 +73,46 @@ FILES = {
     # A robot has no simulator; this node is for the others.
     "nodes/sim_node.py": room("simulation evaluation"),
     "deploy/export.py": room("model", "torch onnx onnxscript onnxruntime safetensors"),
+    "deploy/quantize.py": room("", "onnx onnxruntime"),
     "deploy/engines/torch_engine.py": room("model", "torch safetensors"),
     "deploy/engines/onnxruntime_engine.py": room("", "onnxruntime"),
-    "deploy/engines/tensorrt_engine.py": Room(frozenset(), TENSORRT | {"cuda"}),
+    "deploy/engines/tensorrt_library.py": Room(frozenset(), TENSORRT),
+    "deploy/engines/cuda_memory.py": room("", "cuda"),
+    "deploy/engine_graph.py": room("", "onnx ml_dtypes"),
 }
 
 # A robot has no torch and a training machine no ROS, so files that need them must not be reached by importing
 # the others. `cli` may use all of them, but only inside the commands that need them.
-NEEDS_TORCH = ("model/", "training/", "data/dataset.py", "deploy/export.py", "deploy/engines/torch_engine.py")
+NEEDS_TORCH = (
+    "model/",
+    "training/",
+    "data/dataset.py",
+    "deploy/export.py",
+    "deploy/quantize.py",
+    "deploy/engines/torch_engine.py",
+)
 TRAINING_TOOLS = (
     TORCH
     | TENSORRT
-    | {"onnx", "onnxscript", "safetensors", "onnxruntime", "highway_env", "gymnasium", "plotly"}
+    | {
+        "onnx",
+        "ml_dtypes",
+        "cuda",
+        "onnxscript",
+        "safetensors",
+        "onnxruntime",
+        "highway_env",
+        "gymnasium",
+        "plotly",
+    }
 )
-NEEDS_RUNTIME = ("deploy/engines/onnxruntime_engine.py", "deploy/engines/tensorrt_engine.py")
+# Compiling for TensorRT rewrites the graph with `onnx`.
+NEEDS_RUNTIME = (
+    "deploy/engine_graph.py",
+    "deploy/engines/onnxruntime_engine.py",
+    "deploy/engines/tensorrt_builder.py",
+    "deploy/engines/tensorrt_engine.py",
+)
 
 
 @dataclass(frozen=True)
@@ -216,7 +242,7 @@ def test_documentation_names_the_rooms_that_each_room_may_import() -> None:
         (
             "deploy/bundle.py",
             "onnxruntime",
-            "only deploy/engines/onnxruntime_engine.py, deploy/export.py may",
+            "only deploy/engines/onnxruntime_engine.py, deploy/export.py, deploy/quantize.py may",
         ),
         ("deploy/bundle.py", "e2e_perception.model.network", "deploy/ may import core"),
         ("data/bags.py", "torch.utils.data", r"only data/dataset\.py may import torch"),
@@ -306,7 +332,7 @@ def without(*prefixes: str) -> list[Path]:
 
 def test_everything_but_nodes_is_importable_without_ros() -> None:
     pytest.importorskip("torch", reason="torch is not installed; model/ and training/ cannot be imported")
-    assert import_without(ROS, without("nodes/", "deploy/engines/tensorrt_engine.py")) == ""
+    assert import_without(ROS, without("nodes/")) == ""
 
 
 def test_what_a_robot_runs_is_importable_without_torch_and_training_tools() -> None:

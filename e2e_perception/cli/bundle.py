@@ -1,13 +1,15 @@
-"""`bundle inspect` and `bundle verify`."""
+"""`bundle inspect`, `bundle verify` and `bundle record-rollout`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from e2e_perception.cli.console import emit_json, print_table
 from e2e_perception.cli.options import JsonOption
+from e2e_perception.core.errors import ConfigError
 
 app = typer.Typer(
     help="Look into bundles: what goes to the robot.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -74,3 +76,47 @@ def verify(path: BundleArgument, as_json: JsonOption = False) -> None:
         emit_json({"ok": True, "checks": [{"check": name, "found": found} for name, found in checks]})
     else:
         print_table("All checks passed", ("check", "found"), checks, wide=True)
+
+
+@app.command("record-rollout")
+def record_rollout(
+    path: BundleArgument,
+    out: Annotated[
+        Path,
+        typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Clips to take the frames from; without, they are generated.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a bundle and record in it what torch makes of some frames, for engines to be checked against.
+
+    `export` does so by itself; this is for bundles that were written before it did. The copy has another
+    digest.
+
+    Example: `e2e-perception bundle record-rollout tiny --data clips --out bundles/tiny`
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("recording needs torch, which is not installed; `pip install .[training]`")
+    from e2e_perception.cli.rollouts import rollouts_of
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.export import with_rollout
+
+    bundle = load_bundle(path)
+    recorded = with_rollout(bundle, out, rollouts_of(data, bundle.network))
+    written = load_bundle(out)
+    facts = {
+        "path": str(out),
+        "name": written.name,
+        "digest": written.digest,
+        "frames": len(recorded),
+        "source": recorded.frames.source,
+    }
+    if as_json:
+        emit_json(facts)
+    else:
+        print_table("Recorded", ("what", "value"), [(k, str(v)) for k, v in facts.items()], wide=True)

@@ -108,3 +108,15 @@ def progress_bar(what: str, total: int | None) -> Iterator[Any]:
             progress.update(task, completed=done, note=note)
 
         yield update
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life on stderr for work that cannot say how far it is."""
+    console = stderr()
+    if not console.is_terminal:
+        console.print(what, markup=False)
+        yield
+        return
+    with console.status(what):
+        yield

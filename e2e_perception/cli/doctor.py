@@ -18,7 +18,6 @@ from e2e_perception.cli.options import JsonOption
 
 _ROS_HOW = "source the workspace's environment (`. scripts/env.sh`, made by `make setup`)"
 _UPSTREAM_HOW = "not on PyPI; `apt install ros-$ROS_DISTRO-{}` where ROS 2 is installed"
-_TENSORRT_HOW = "comes with JetPack; elsewhere `pip install tensorrt` on a machine with an NVIDIA GPU"
 
 
 @dataclass(frozen=True)
@@ -169,18 +168,17 @@ def _backends() -> list[Finding]:
 
     findings = []
     for status in backend_report():
-        found = status.version if status.available else status.reason
+        found = (
+            status.version
+            if status.available
+            else ", but ".join(filter(None, (status.version, status.reason)))
+        )
         if status.name == "onnxruntime" and status.available:
             found += f" with {', '.join(_onnxruntime_providers())}"
         how = "" if status.available else status.how_to_get
         findings.append(
             Finding("backend", status.name, status.available, found, "`--backend` " + status.name, how)
         )
-    known = {finding.name for finding in findings}
-    for module in ("tensorrt", "tensorrt_rtx"):
-        if module not in known:
-            spare = _module("backend", module, "not used by this version; for information", _TENSORRT_HOW)
-            findings.append(spare)
     return findings
 
 

@@ -245,13 +245,13 @@ def _with_stack(
         E2EPerceptionError: If bundle, backend, rig or degradation cannot be used.
     """
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
     from e2e_perception.runtime.pipeline import Pipeline
     from e2e_perception.simulation.degradation import load_degradation
 
     bundle = load_bundle(config.engine.bundle)
     schedule = None if degradation is None else load_degradation(degradation).scaled(strength)
-    engine = create_engine(bundle, config.engine.backend, num_threads=1)
+    engine = configured_engine(bundle, config.engine, log, num_threads=1)
     name = named_rig(config, rig)
     the_rig = None
     if name != OWN_RIG:

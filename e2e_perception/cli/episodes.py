@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from e2e_perception.core.config import StackConfig
+from e2e_perception.cli.console import log
+from e2e_perception.core.config import EngineConfig, StackConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.episodes import EpisodeRecord
 from e2e_perception.core.errors import E2EPerceptionError
@@ -168,7 +169,7 @@ def _drive(task: Task) -> tuple[EpisodeRecord, dict[str, float | int] | None]:
         )
     else:
         assert rig is not None
-        bundle, engine = _engine(task.stack.bundle, task.stack.config.engine.backend)
+        bundle, engine = _engine(task.stack.bundle, task.stack.config.engine)
         record = drive_stack(
             world,
             bundle.network,
@@ -214,10 +215,10 @@ def _result(plan: Plan) -> FrameResult:
 
 
 @lru_cache(maxsize=1)
-def _engine(bundle: str, backend: str) -> tuple[Bundle, InferenceEngine]:
+def _engine(bundle: str, config: EngineConfig) -> tuple[Bundle, InferenceEngine]:
     """Loaded once per worker; every episode resets its state."""
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
 
     loaded = load_bundle(bundle)
-    return loaded, create_engine(loaded, backend, num_threads=1)
+    return loaded, configured_engine(loaded, config, log, num_threads=1)

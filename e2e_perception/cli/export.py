@@ -31,7 +31,8 @@ def export(
         str, typer.Option(help="Rig it was trained for: a file, or the name of a shipped one.")
     ] = "tiny",
     data: Annotated[
-        Path | None, typer.Option(help="Clip store whose validation split is measured for `evaluation.json`.")
+        Path | None,
+        typer.Option(help="Clips; of the validation split, figures are measured and one rollout recorded."),
     ] = None,
     max_clips: Annotated[int | None, typer.Option(min=2, help="Measure at most so many clips.")] = None,
     evaluation: Annotated[
@@ -60,6 +61,7 @@ def export(
     if data is not None and evaluation is not None:
         raise ConfigError("--data measures figures and --evaluation brings them; give one of the two")
 
+    from e2e_perception.cli.rollouts import rollouts_of
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.export import export_bundle
     from e2e_perception.training.checkpoint import BEST, load_checkpoint, model_from_checkpoint
@@ -87,6 +89,7 @@ def export(
         rig=trained_rig,
         evaluation=figures,
         provenance=provenance,
+        rollouts=rollouts_of(data, model.config),
     )
     bundle = load_bundle(out)
     worst = max(parity, key=lambda key: parity[key])

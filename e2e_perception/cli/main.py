@@ -14,6 +14,7 @@ import e2e_perception
 from e2e_perception.cli import (
     audit,
     autolabel,
+    build_engine,
     bundle,
     compare,
     dataset,
@@ -27,6 +28,7 @@ from e2e_perception.cli import (
     label,
     mine,
     pareto,
+    quantize,
     replay,
     retrain,
     review,
@@ -82,12 +84,14 @@ for _module in (
     train,
     retrain,
     export,
+    quantize,
     evaluate,
     compare,
     pareto,
 ):
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_module, _name))
+app.command("build-engine")(build_engine.build_engine)
 app.command("import-log")(import_log.import_log)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dataset.app, name="dataset")

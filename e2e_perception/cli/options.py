@@ -16,7 +16,10 @@ BundleOption = Annotated[
     str | None, typer.Option(help="Bundle directory, or the name of a shipped one.", show_default="tiny")
 ]
 BackendOption = Annotated[
-    str | None, typer.Option(help="`onnxruntime`, `torch` or `auto`.", show_default="onnxruntime")
+    str | None,
+    typer.Option(
+        help="`tensorrt`, `tensorrt-rtx`, `onnxruntime`, `torch` or `auto`.", show_default="onnxruntime"
+    ),
 ]
 RigOption = Annotated[
     str | None,

@@ -16,7 +16,7 @@ import typer
 
 from e2e_perception.cli.console import finite, log, print_table, progress_bar
 from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
-from e2e_perception.core.config import StackConfig
+from e2e_perception.core.config import EngineConfig, StackConfig
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.provenance import git_commit, versions
 from e2e_perception.core.rig import Rig
@@ -63,7 +63,7 @@ def ride(task: Ride) -> Ridden:
         scenario = drive_expert(spec, robot=Robot(rig.ego_length, rig.ego_width, rig.ego_center_x))
     except InputError as error:
         return Ridden(None, str(error))
-    bundle, engine = _engine(task.bundle, task.config.engine.backend)
+    bundle, engine = _engine(task.bundle, task.config.engine)
     pairs = ride_along(scenario, bundle.network, engine, rig, task.config, degradation=task.degradation)
     return Ridden(evaluate_frames(pairs, scenario=spec.name, family=spec.family))
 
@@ -160,7 +160,7 @@ def print_figures(document: dict[str, Any], out: Path) -> None:
 def _ride(spec: ScenarioSpec, config: StackConfig, degradation: str | None) -> tuple[Ride, dict[str, Any]]:
     """A task, and facts for the summary; all that could be refused is refused here."""
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
     from e2e_perception.runtime.pipeline import Pipeline
     from e2e_perception.simulation.degradation import load_degradation
     from e2e_perception.simulation.randomization import network_sized
@@ -170,7 +170,7 @@ def _ride(spec: ScenarioSpec, config: StackConfig, degradation: str | None) -> t
     schedule = None if degradation is None else load_degradation(degradation)
     if schedule is not None:
         schedule.check(rig)
-    engine = create_engine(bundle, config.engine.backend, num_threads=1)
+    engine = configured_engine(bundle, config.engine, log, num_threads=1)
     Pipeline(bundle.network, rig, engine, config, str(bundle))
     facts = {
         "bundle": str(bundle),
@@ -200,10 +200,10 @@ def _ride_all(tasks: Sequence[Ride], workers: int) -> tuple[list[EpisodeFigures]
 
 
 @lru_cache(maxsize=1)
-def _engine(bundle: str, backend: str) -> tuple[Bundle, InferenceEngine]:
+def _engine(bundle: str, config: EngineConfig) -> tuple[Bundle, InferenceEngine]:
     """Loaded once per worker; every ride resets its state."""
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
 
     loaded = load_bundle(bundle)
-    return loaded, create_engine(loaded, backend, num_threads=1)
+    return loaded, configured_engine(loaded, config, log, num_threads=1)

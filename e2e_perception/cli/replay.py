@@ -83,7 +83,7 @@ def replay_bag(
     from e2e_perception.core.ego_motion import EgoState
     from e2e_perception.data.bags import BagSource
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
     from e2e_perception.evaluation.on_bag import plan_figures, tracking_figures
     from e2e_perception.runtime.pipeline import Pipeline
 
@@ -93,7 +93,7 @@ def replay_bag(
     loaded = load_bundle(config.engine.bundle)
     rig = find_rig(rig_name).with_topic_rules(config.node.sensor_topics)
     with BagStream(bag, rig, config) as stream:
-        engine = create_engine(loaded, config.engine.backend, config.engine.num_threads)
+        engine = configured_engine(loaded, config.engine, log)
         pipeline = Pipeline(loaded.network, stream.rig, engine, config, str(loaded))
         backend = str(engine.info)
         log(f"rig {stream.rig.name}, bundle {loaded}, {backend}")

@@ -43,15 +43,46 @@ def tunable(
 
 
 class EngineConfig(Section):
-    """Which bundle runs on which inference backend."""
+    """Which bundle runs on which inference backend.
 
-    # Changed while running, the new engine is loaded beside the old one, which goes on until it is warm.
-    bundle: str = tunable("tiny", "Bundle directory, or the name of a bundle shipped in resource/bundles.")
-    backend: Literal["auto", "onnxruntime", "torch"] = tunable(
+    Changed while running, the new engine is loaded beside the old one, which goes on until it is warm.
+    """
+
+    bundle: str = tunable(
+        "tiny",
+        "Bundle directory, or the name of a bundle shipped in resource/bundles.",
+    )
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "torch"] = tunable(
         "onnxruntime",
         "Inference backend; `auto` takes the best that runs here and says which.",
     )
-    num_threads: int = tunable(2, "Threads of the engine; 0 leaves it to the library.", ge=0, le=64)
+    precision: Literal["float32", "float16", "bfloat16"] = tunable(
+        "float32",
+        "Of convolutions and linear layers; half precision is for the TensorRT backends.",
+    )
+    cache_directory: str = tunable(
+        "",
+        "Where compiled engines are kept; empty: ~/.cache/e2e_perception/engines.",
+    )
+    device: Literal["cpu", "cuda"] = tunable(
+        "cpu",
+        "Where `onnxruntime` runs; `cuda` needs its GPU package and never becomes `cpu`.",
+    )
+    num_threads: int = tunable(
+        2,
+        "Threads of the engine; 0 leaves it to the library, -1 times a few frames with each number and keeps "
+        "the best.",
+        ge=-1,
+        le=64,
+    )
+    allow_spinning: bool = tunable(
+        False,
+        "Whether the engine's idle threads wait busily: sooner ready, but they take cores from the sensors.",
+    )
+    accept_mismatch: bool = tunable(
+        False,
+        "Run an engine that differs from torch beyond tolerance all the same; the health topic then says so.",
+    )
 
 
 class SyncConfig(Section):

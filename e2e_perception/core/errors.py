@@ -35,5 +35,9 @@ class EngineUnavailableError(E2EPerceptionError):
     """The requested inference backend cannot run here; the message names the reason."""
 
 
+class EngineMismatchError(E2EPerceptionError):
+    """An engine computes something else than the network it was made from; it must not drive."""
+
+
 class TrainingError(E2EPerceptionError):
     """A training run cannot go on; its last checkpoint is kept."""

@@ -5,6 +5,7 @@ model.onnx          the graph, one self-contained file
 weights.safetensors the same weights for the torch backend and for further training
 evaluation.json     measured figures
 MODEL_CARD.md       for people
+rollout.npz         optional: frames, and what torch made of them, see `rollouts.py`
 SHA256SUMS          of every file above
 """
 
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.errors import BundleError
-from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.core.network_config import COST_TERMS, NetworkConfig
 from e2e_perception.core.resources import resource_dir
 from e2e_perception.core.rig import Rig
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
@@ -31,6 +32,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
 REQUIRED_FILES = (MANIFEST, "model.onnx", "weights.safetensors", "evaluation.json", "MODEL_CARD.md")
+ROLLOUT = "rollout.npz"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _MAX_MANIFEST_BYTES = 4 << 20
 
@@ -66,6 +68,29 @@ class Bundle:
     def weights_path(self) -> Path:
         """The weights for torch."""
         return self.path / "weights.safetensors"
+
+    @property
+    def rollout_path(self) -> Path | None:
+        """What torch made of some frames; None in a bundle that records none."""
+        path = self.path / ROLLOUT
+        return path if path.is_file() else None
+
+    @property
+    def precision(self) -> str:
+        """Of the graph's convolutions: `float32`, or `int8` if it was quantized."""
+        return str(self.manifest.get("precision", "float32"))
+
+    @property
+    def cost_weights(self) -> dict[str, float]:
+        """Default weights of the planner's terms.
+
+        Raises:
+            BundleError: If the manifest does not state them.
+        """
+        weights = self.manifest.get("cost_weights")
+        if not isinstance(weights, dict) or not set(COST_TERMS) <= set(weights):
+            raise BundleError(f"{self.path}: cost_weights of {MANIFEST} lack some of {', '.join(COST_TERMS)}")
+        return {term: float(weights[term]) for term in COST_TERMS}
 
     def __str__(self) -> str:
         return f"{self.name} {self.digest[:12]}"
@@ -199,6 +224,7 @@ def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
     """
     from e2e_perception.core.errors import EngineUnavailableError
     from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.rollouts import load_rollout
 
     bundle = load_bundle(path_or_name)
     try:
@@ -207,6 +233,10 @@ def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
         engine.close()
     except EngineUnavailableError as error:
         graph = f"not checked: {error}"
+    rollout = "none: engines cannot be checked against torch"
+    if bundle.rollout_path is not None:
+        recorded = load_rollout(bundle.rollout_path, bundle.network)
+        rollout = str(recorded)
     size = sum(p.stat().st_size for p in bundle.path.iterdir())
     return [
         ("checksums", f"{len(list(bundle.path.iterdir())) - 1} files, digest {bundle.digest[:12]}"),
@@ -214,6 +244,7 @@ def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
         ("contract", f"version {bundle.contract.version}, {len(bundle.contract.inputs)} inputs, "
                      f"{len(bundle.contract.outputs)} outputs"),
         ("graph", graph),
+        ("recorded rollout", rollout),
         ("classes", ", ".join(CLASSES)),
         ("rig", f"{bundle.rig.name}: {', '.join(s.name for s in bundle.rig.sensors)}"),
         ("size", f"{size / 1e6:.2f} MB"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,37 @@ from torch import Tensor, nn
 
 from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.config import PlanningConfig
-from e2e_perception.core.errors import BundleError, ContractError
-from e2e_perception.core.frames import SE2
+from e2e_perception.core.errors import BundleError, EngineMismatchError
 from e2e_perception.core.network_config import COST_TERMS, NetworkConfig
 from e2e_perception.core.rig import Rig
-from e2e_perception.core.trajectories import ROUTE_POINTS, ROUTE_SPACING
-from e2e_perception.deploy.bundle import MANIFEST, SCHEMA_VERSION, load_bundle, write_checksums
+from e2e_perception.deploy.bundle import (
+    MANIFEST,
+    ROLLOUT,
+    SCHEMA_VERSION,
+    Bundle,
+    load_bundle,
+    write_checksums,
+)
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
-from e2e_perception.deploy.engines.torch_engine import TorchEngine
+from e2e_perception.deploy.engines.torch_engine import TorchEngine, load_network
+from e2e_perception.deploy.operators import check_operators
+from e2e_perception.deploy.parity import TOLERANCES, VECTORS, compare, difference, refusal
+from e2e_perception.deploy.rollouts import (
+    RecordedRollout,
+    RolloutFrames,
+    generated_frames,
+    random_inputs,
+    record,
+    save_rollout,
+)
 from e2e_perception.model.network import JointNetwork
 
 OPSET = 20
 PARITY_FRAMES = 12
 PARITY_TOLERANCE = 1e-4
-VECTORS = ("object_futures",)  # outputs whose last axis is (x, y)
-# Known to break or to change under TensorRT; none may appear in an exported graph.
-FORBIDDEN_OPERATORS = frozenset(
-    {"NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Scan", "RandomNormal", "RandomUniform"}
-)
+SETTLED = 0.5  # share of the tolerance, so that another CPU's rounding is still within it
 
 
 class _Flat(nn.Module):
@@ -56,59 +68,11 @@ class _Flat(nn.Module):
         return tuple(outputs[name].clone() for name in self.contract.output_names)
 
 
-def random_inputs(
-    network: NetworkConfig, rng: np.random.Generator, *, num_tracks: int = 8
-) -> dict[str, NDArray[np.generic]]:
-    """Plausible inputs of one frame, all sensors valid, for tracing, parity and benchmarks.
-
-    Returns:
-        Every contract input but the recurrent state, with a batch of one.
-    """
-    contract = tensor_contract(network)
-    fed_back = {target for _, target in contract.state}
-    inputs: dict[str, NDArray[np.generic]] = {}
-    for spec in contract.inputs:
-        if spec.name in fed_back:
-            continue
-        if spec.dtype == "uint8":
-            inputs[spec.name] = rng.integers(0, 256, spec.shape, np.uint8)
-        elif spec.name.endswith("_valid"):
-            inputs[spec.name] = np.ones(spec.shape, np.float32)
-        elif spec.name.endswith("_raster"):
-            sparse = rng.random(spec.shape) < 0.05
-            inputs[spec.name] = (sparse * rng.random(spec.shape)).astype(np.float32)
-        else:
-            inputs[spec.name] = np.zeros(spec.shape, np.float32)
-    w, h = network.image_width, network.image_height
-    for i, yaw in enumerate(np.linspace(0.0, 2.0 * np.pi, len(network.cameras), endpoint=False)):
-        c, s = np.cos(yaw), np.sin(yaw)
-        rotation = np.array([[s, -c, 0.0], [0.0, 0.0, -1.0], [c, s, 0.0]])
-        k = np.array([[0.5 * w, 0.0, 0.5 * w], [0.0, 0.5 * w, 0.5 * h], [0.0, 0.0, 1.0]])
-        translation = -rotation @ np.array([1.5, 0.0, 1.5])
-        inputs["image_from_base"][0, i] = k @ np.concatenate([rotation, translation[:, None]], 1)
-    inputs["ego_state"][0] = (10.0, 0.02, 0.1, 15.0, 0.2, 0.02, 1.0)
-    route = np.zeros((ROUTE_POINTS, 4))
-    route[:, 0] = ROUTE_SPACING * np.arange(ROUTE_POINTS)
-    route[:, 2] = 1.0
-    inputs["route"][0] = route
-    inputs["bev_theta"][0] = network.bev_grid.sampling_theta(SE2(1.0, 0.0, 0.01))
-    inputs["track_tokens"][0, :num_tracks] = rng.normal(size=(num_tracks, network.token_channels))
-    boxes = np.zeros((num_tracks, 10))
-    boxes[:, 0] = rng.uniform(0, 60, num_tracks)
-    boxes[:, 1] = rng.uniform(-20, 20, num_tracks)
-    boxes[:, 3:6] = np.log((4.2, 1.8, 1.6))
-    boxes[:, 7] = 1.0
-    boxes[:, 8] = rng.uniform(0, 15, num_tracks)
-    inputs["track_boxes"][0, :num_tracks] = boxes
-    inputs["track_valid"][0, num_tracks:] = 0.0
-    return inputs
-
-
 def export_onnx(model: JointNetwork, out: Path) -> None:
     """Write the graph: static shapes, opset 20, one self-contained file.
 
     Raises:
-        ContractError: If the graph holds an operator that engines are known to stumble over.
+        ContractError: If the graph holds an operator that not every engine takes.
     """
     contract = tensor_contract(model.config)
     model = model.eval().cpu()
@@ -138,9 +102,7 @@ def export_onnx(model: JointNetwork, out: Path) -> None:
         del value.metadata_props[:]
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(out))
-    found = sorted({node.op_type for node in graph.graph.node} & FORBIDDEN_OPERATORS)
-    if found:
-        raise ContractError(f"exported graph holds {', '.join(found)}; rewrite the module that makes it")
+    check_operators((node.op_type, node.name) for node in graph.graph.node)
 
 
 def graph_digest(path: Path) -> str:
@@ -185,16 +147,11 @@ def rollout_difference(
         a = engine.infer({**inputs, **memory_a})
         b = reference.infer({**inputs, **memory_b})
         for name, expected in b.items():
-            worst[name] = max(worst.get(name, 0.0), _difference(a[name], expected, name in VECTORS))
+            worst[name] = max(worst.get(name, 0.0), difference(a[name], expected, name in VECTORS))
         count = min(8, network.num_queries, network.num_memory)
         chosen = np.argsort(-b["query_scores"][0].max(1), kind="stable")[:count]
         memory_a, memory_b = _remember(inputs, a, chosen), _remember(inputs, b, chosen)
     return worst
-
-
-def _difference(got: NDArray[np.float32], expected: NDArray[np.float32], are_vectors: bool) -> float:
-    size = functools.partial(np.linalg.norm, axis=-1) if are_vectors else np.abs
-    return float((size(got - expected) / np.maximum(1.0, size(expected))).max())
 
 
 def _remember(
@@ -219,6 +176,7 @@ def export_bundle(
     evaluation: Mapping[str, Any],
     provenance: Mapping[str, Any],
     planning: PlanningConfig | None = None,
+    rollouts: Sequence[RolloutFrames] = (),
 ) -> dict[str, float]:
     """Write a complete bundle; it appears under `out` whole or not at all.
 
@@ -230,17 +188,18 @@ def export_bundle(
         evaluation: Measured figures, stored as `evaluation.json`.
         provenance: `dataset_digests`, `seed`, `steps`, `git_commit`, `parent`, …
         planning: Default cost weights; None takes the configuration's.
+        rollouts: Frames to choose from; the bundle records what torch makes of the first in which rounding
+            decides nothing. Empty: generated ones.
     Returns:
         Largest relative difference per output between ONNX Runtime and torch over the parity rollout.
     Raises:
         BundleError: If parity is not reached; the message names the worst output. If something other than a
             bundle is at `out`; it is left alone.
+        EngineMismatchError: If it is reached over none of `rollouts`.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} is there already and is no bundle; name another directory")
     weights = (planning or PlanningConfig()).model_dump()
     contract = tensor_contract(model.config)
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "network": model.config.model_dump(mode="json"),
@@ -252,19 +211,12 @@ def export_bundle(
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "opset": OPSET,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        fresh = Path(scratch) / "bundle"
-        fresh.mkdir()
+    with fresh_bundle(out) as fresh:
         export_onnx(model, fresh / "model.onnx")
         save_file(model.state_dict(), fresh / "weights.safetensors")
-        parity = rollout_difference(
-            OnnxRuntimeEngine(fresh / "model.onnx", contract, num_threads=1),
-            TorchEngine(model, model.config, num_threads=0),
-            model.config,
-            num_frames=PARITY_FRAMES,
-            seed=0,
-        )
+        engine = OnnxRuntimeEngine(fresh / "model.onnx", contract, num_threads=1)
+        reference = TorchEngine(model, model.config, num_threads=0)
+        parity = rollout_difference(engine, reference, model.config, num_frames=PARITY_FRAMES, seed=0)
         worst = max(parity, key=lambda key: parity[key])
         if not parity[worst] <= PARITY_TOLERANCE:
             raise BundleError(
@@ -272,10 +224,113 @@ def export_bundle(
                 f"{PARITY_FRAMES} frames, "
                 f"at most {PARITY_TOLERANCE:.0e} is allowed"
             )
-        manifest["parity"] = {"frames": PARITY_FRAMES, "worst": worst, "difference": parity[worst]}
-        (fresh / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-        (fresh / "evaluation.json").write_text(_json(evaluation), encoding="utf-8")
-        (fresh / "MODEL_CARD.md").write_text(_model_card(manifest, evaluation), encoding="utf-8")
+        recorded = settled_rollout(
+            engine, model, rollouts or _generated(model.config), manifest["cost_weights"]
+        )
+        save_rollout(recorded, fresh / ROLLOUT)
+        manifest["parity"] = {
+            "frames": PARITY_FRAMES,
+            "worst": worst,
+            "difference": parity[worst],
+            "recorded": recorded.frames.source,
+        }
+        (fresh / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+        (fresh / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
+        (fresh / "MODEL_CARD.md").write_text(model_card(manifest, evaluation), encoding="utf-8")
+    return parity
+
+
+def settled_rollout(
+    engine: InferenceEngine,
+    weights: JointNetwork,
+    rollouts: Sequence[RolloutFrames],
+    cost_weights: Mapping[str, float],
+) -> RecordedRollout:
+    """What torch makes of the first frames in which rounding decides nothing.
+
+    Now and then rounding alone decides which of two objects is the twenty-fourth surest, or which of two
+    associations is likelier, and outputs jump. Such frames say nothing about other engines. Preferred are
+    frames in which nothing jumps when the weights are rounded to half precision either.
+
+    Args:
+        engine: The exported graph in float32.
+        weights: The network.
+        rollouts: Frames to choose from.
+        cost_weights: To choose a plan.
+    Raises:
+        EngineMismatchError: If the engine stays within half of float32's tolerance in none of them.
+    """
+    network = weights.config
+    reference = TorchEngine(weights, network, num_threads=0)
+    rounded = copy.deepcopy(weights)
+    rounded.load_state_dict({k: v.half().to(v.dtype) for k, v in rounded.state_dict().items()})
+    rough, half = TorchEngine(rounded, network, num_threads=0), TOLERANCES["float16"]
+    settled: list[RecordedRollout] = []
+    refused = ""
+    for frames in rollouts:
+        recorded = record(reference, frames, network)
+        found = compare(engine, recorded, network, cost_weights)
+        refused = refusal(found, TOLERANCES["float32"], share=SETTLED)
+        if refused:
+            continue
+        settled.append(recorded)
+        if not refusal(compare(rough, recorded, network, cost_weights, least_score=half.least_score), half):
+            return recorded
+    if not settled:
+        raise EngineMismatchError(
+            f"the graph in float32 differs from torch over each of {len(rollouts)} rollouts, the last by "
+            f"{refused}"
+        )
+    return settled[0]
+
+
+def with_rollout(bundle: Bundle, out: Path, rollouts: Sequence[RolloutFrames] = ()) -> RecordedRollout:
+    """Copy a bundle, with what torch makes of some frames recorded in it.
+
+    Args:
+        bundle: In float32, with or without a recorded rollout.
+        out: Directory to create; an existing bundle there is replaced.
+        rollouts: As for `export_bundle`.
+    Raises:
+        BundleError: If it is not in float32, its weights do not fit, or something other than a bundle is at
+            `out`.
+        EngineMismatchError: As `settled_rollout`.
+    """
+    if bundle.precision != "float32":
+        raise BundleError(
+            f"{bundle} is {bundle.precision} and holds the rollout of the float32 bundle it was made from"
+        )
+    recorded = settled_rollout(
+        OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=1),
+        load_network(bundle.weights_path, bundle.network),
+        rollouts or _generated(bundle.network),
+        bundle.cost_weights,
+    )
+    with fresh_bundle(out) as fresh:
+        for file in bundle.path.iterdir():
+            shutil.copyfile(file, fresh / file.name)
+        save_rollout(recorded, fresh / ROLLOUT)
+    return recorded
+
+
+def _generated(network: NetworkConfig) -> list[RolloutFrames]:
+    return [generated_frames(network, seed=seed) for seed in range(4)]
+
+
+@contextmanager
+def fresh_bundle(out: Path) -> Iterator[Path]:
+    """A directory to fill; it becomes the bundle `out` if nothing is raised.
+
+    Raises:
+        BundleError: If something other than a bundle is at `out`, or what was written is none.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} is there already and is no bundle; name another directory")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        fresh = Path(scratch) / "bundle"
+        fresh.mkdir()
+        yield fresh
         for file in fresh.iterdir():
             file.chmod(0o644)  # safetensors would keep it to its writer; bundles are for the robot's users
         write_checksums(fresh)
@@ -284,14 +339,15 @@ def export_bundle(
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
-    return parity
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def to_json(value: Mapping[str, Any]) -> str:
+    """As files of a bundle hold it: the same content gives the same bytes."""
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def _model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """The text for people, from a bundle's manifest and figures."""
     provenance = manifest["provenance"]
     rows = "\n".join(
         f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"

@@ -27,6 +27,10 @@ class NodeReport:
         self._internal_error_s = 0.0
         self._drops: dict[str, int] = {}
 
+    def say(self, sentence: str) -> None:
+        """To the log only."""
+        self._logger.info(sentence)
+
     def problem(self, subject: str, sentence: str) -> None:
         """Say what is wrong with a subject, until `solved`."""
         with self._lock:

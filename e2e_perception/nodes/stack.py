@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from e2e_perception.core.config import EngineConfig, StackConfig, TriggersConfig
@@ -86,8 +87,8 @@ class Stack:
         self._bundle = bundle
         self._calibration = RigCalibration(rig)
         self._engine_config = config.engine
-        self._engine = load_engine(bundle, config.engine)
-        self.swap = EngineSwap(on_engine)
+        self._engine = load_engine(bundle, config.engine, log=report.say)
+        self.swap = EngineSwap(on_engine, partial(load_engine, log=report.say))
         try:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True

@@ -96,6 +96,7 @@ class Decision:
         self._config = around.config
         self._clock_ns = clock_ns
         self._realtime = realtime
+        self._mismatch = engine.info.mismatch
         self._health = StackHealth(str(engine.info), bundle_name)
         self._num_jumps = self._num_rejected = 0
         self._take_rig(around.rig)
@@ -182,6 +183,7 @@ class Decision:
     ) -> InferenceEngine:
         """See `Pipeline.switch`."""
         before = self.perception.switch(engine, network, same_weights=same_weights)
+        self._mismatch = engine.info.mismatch
         self._health.backend, self._health.bundle = str(engine.info), bundle_name
         return before
 
@@ -256,7 +258,7 @@ class Decision:
         return FrameResult(stamp_ns, perceived.tracks, plan, perceived.candidates, health)
 
     def _remarks(self, ready: ReadyFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of route, and of odometry since the last frame: reasons not to be nominal, and mere notes."""
+        """Of engine, route, and odometry since the last frame: reasons not to be nominal, and mere notes."""
         around, route = ready.around, ready.prepared.route
         warnings, notes = [], []
         if around.num_jumps > self._num_jumps:
@@ -269,6 +271,8 @@ class Decision:
             warnings.append("no route, and none may be assumed: no plan")
         elif route.assumed:
             notes.append("no route: straight ahead assumed")
+        if self._mismatch:
+            notes.append(f"engine {self._mismatch}")
         return tuple(warnings), tuple(notes)
 
     def _stopped(self, now_ns: int, around: Surroundings) -> FrameResult:

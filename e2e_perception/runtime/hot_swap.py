@@ -21,7 +21,7 @@ from e2e_perception.core.errors import BundleError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import tensor_contract
-from e2e_perception.deploy.engines import InferenceEngine, create_engine
+from e2e_perception.deploy.engines import InferenceEngine, Log, configured_engine
 
 WARM_UP_RUNS = 3  # the first allocates, the second may still tune, the third is like all others
 # What tensors of the same shape mean; all else that differs between two networks is inside the graph.
@@ -82,17 +82,24 @@ def warm_up(engine: InferenceEngine, inputs: Inputs | None = None) -> None:
     engine.reset_state()
 
 
-def load_engine(bundle: Bundle, config: EngineConfig, inputs: Inputs | None = None) -> InferenceEngine:
+def load_engine(
+    bundle: Bundle,
+    config: EngineConfig,
+    inputs: Inputs | None = None,
+    *,
+    log: Log = lambda sentence: None,
+) -> InferenceEngine:
     """An engine that is ready for its first frame.
 
     Args:
         bundle: To run.
         config: On what.
         inputs: See `warm_up`.
+        log: Gets a sentence about what costs time or trust.
     Raises:
-        E2EPerceptionError: If it cannot run, or gives no numbers.
+        E2EPerceptionError: If it cannot run, does not compute what torch computes, or gives no numbers.
     """
-    engine = create_engine(bundle, config.backend, config.num_threads)
+    engine = configured_engine(bundle, config, log)
     try:
         warm_up(engine, inputs)
     except BaseException:

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_experiments.py"
 
@@ -123,6 +125,52 @@ def test_what_a_command_wrote_is_moved_beside_the_rest(script: ModuleType, tmp_p
     script.move_up(tmp_path / "perception")
     assert (tmp_path / "perception.json").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["facts.json", "perception.json"]
+
+
+def training_steps(script: ModuleType, out: Path, recipe: str = "train --seed 0") -> list[object]:
+    def must_not_run() -> None:
+        raise AssertionError("trained although it was published")
+
+    clips = script.Step("clips/clean", "clips", out / "clips" / "index.parquet", must_not_run)
+    train = script.Step(
+        "train/joint-0", "train", out / "runs" / "joint-0" / "done", must_not_run, ("clips/clean",), recipe
+    )
+    bundle = out / "bundle"
+    export = script.Step("export/joint-0", "export", bundle, bundle.touch, ("train/joint-0",), "export")
+    return [clips, train, export]
+
+
+def test_a_published_network_stands_for_its_training_and_the_clips_it_saw(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    here, there, published = tmp_path / "here", tmp_path / "there", tmp_path / "published"
+    weights = {"model/w": torch.zeros(3), "average/w": torch.ones(3), "optimizer/0/step": torch.zeros(1)}
+    steps = training_steps(script, here)
+    write_checkpoint(here / "runs" / "joint-0" / STATE, weights, {"step": 7, "dataset_digests": ["ab"]})
+    assert script.publish(steps, here, published) == [], "not done yet"
+    (here / "runs" / "joint-0" / "done").touch()
+    (here / "steps").mkdir()
+    script.record_of(steps[1], here).write_text("train --seed 0")
+    assert script.publish(steps, here, published) == [published / "joint-0.safetensors"]
+
+    steps = training_steps(script, there)
+    assert script.adopt(steps, there, published) == ["train/joint-0"]
+    assert script.adopt(steps, there, published) == []
+    network = load_checkpoint(there / "runs" / "joint-0")
+    assert list(network.tensors) == ["average/w"] and network.step == 7
+    assert [step.name for step in script.left_to_do(steps, there)] == ["export/joint-0"]
+    assert script.work_off(steps, 1, there) == []
+    assert script.left_to_do(training_steps(script, there)[:1], there), "clips that are asked for are made"
+
+
+def test_networks_of_another_command_or_none_at_all_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    with pytest.raises(ConfigError, match="no network of this experiment"):
+        script.adopt(training_steps(script, tmp_path), tmp_path, published)
+    write_checkpoint(published / "joint-0.safetensors", {"average/w": torch.ones(3)}, {"recipe": "other"})
+    with pytest.raises(ConfigError, match=r"another command[^$]*other[^$]*train --seed 0"):
+        script.adopt(training_steps(script, tmp_path), tmp_path, published)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_key_of_an_experiment_is_refused(script: ModuleType, tmp_path: Path) -> None:

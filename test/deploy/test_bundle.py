@@ -13,19 +13,32 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic import SMALL
+from synthetic import SMALL, synthetic_clip
 
-from e2e_perception.core.errors import BundleError, ContractError, EngineUnavailableError
+from e2e_perception.core.errors import (
+    BundleError,
+    ContractError,
+    EngineMismatchError,
+    EngineUnavailableError,
+)
 from e2e_perception.core.rig import Camera, Lidar, Mount, Rig
-from e2e_perception.deploy.bundle import load_bundle, verify_bundle, write_checksums
-from e2e_perception.deploy.engines import backend_report, create_engine
+from e2e_perception.deploy.bundle import ROLLOUT, load_bundle, verify_bundle, write_checksums
+from e2e_perception.deploy.engines import InferenceEngine, backend_report, create_engine
 from e2e_perception.deploy.export import (
     PARITY_TOLERANCE,
     export_bundle,
     export_onnx,
     graph_digest,
-    random_inputs,
     rollout_difference,
+    with_rollout,
+)
+from e2e_perception.deploy.parity import compare
+from e2e_perception.deploy.rollouts import (
+    RecordedRollout,
+    frames_of_clip,
+    generated_frames,
+    load_rollout,
+    random_inputs,
 )
 from e2e_perception.model.network import JointNetwork
 
@@ -49,6 +62,48 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         JointNetwork(SMALL), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
     )
     return out
+
+
+def test_an_exported_bundle_records_what_torch_makes_of_some_frames(bundle_dir: Path) -> None:
+    bundle = load_bundle(bundle_dir)
+    assert bundle.rollout_path is not None
+    assert "generated, seed" in dict(verify_bundle(bundle_dir))["recorded rollout"]
+    recorded = load_rollout(bundle.rollout_path, SMALL)
+    found = compare(create_engine(bundle, "torch", 1), recorded, SMALL, bundle.cost_weights)
+    assert max(found.values()) < 1e-6, found
+
+
+def test_a_bundle_without_a_rollout_loads_and_one_can_be_recorded(bundle_dir: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(bundle_dir, tmp_path / "old"))
+    (old / ROLLOUT).unlink()
+    write_checksums(old)
+    assert load_bundle(old).rollout_path is None
+    assert "cannot be checked" in dict(verify_bundle(old))["recorded rollout"]
+    frames = frames_of_clip(synthetic_clip(), SMALL)
+    with_rollout(load_bundle(old), tmp_path / "new", [frames])
+    new = load_bundle(tmp_path / "new")
+    assert new.rollout_path is not None
+    assert load_rollout(new.rollout_path, SMALL).frames.source == frames.source
+    assert new.model_path.read_bytes() == (old / "model.onnx").read_bytes()
+
+
+def test_frames_in_which_rounding_decides_are_not_recorded(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsettled, settled = (generated_frames(SMALL, num_frames=2, seed=seed) for seed in (1, 2))
+
+    def judged(
+        engine: InferenceEngine, recorded: RecordedRollout, *given: Any, **options: Any
+    ) -> dict[str, float]:
+        jump = 0.01 if recorded.frames.seed == 1 else 0.0
+        return {**compare(engine, recorded, *given, **options), "object_futures": jump}
+
+    monkeypatch.setattr("e2e_perception.deploy.export.compare", judged)
+    recorded = with_rollout(load_bundle(bundle_dir), tmp_path / "new", [unsettled, settled])
+    assert recorded.frames.seed == 2
+    with pytest.raises(EngineMismatchError, match=r"each of 1 rollouts, the last by object_futures 0.01"):
+        with_rollout(load_bundle(bundle_dir), tmp_path / "newer", [unsettled])
+    assert not (tmp_path / "newer").exists()
 
 
 @pytest.fixture
@@ -233,7 +288,8 @@ def test_unknown_names_and_backends_say_what_there_is(bundle_dir: Path) -> None:
     with pytest.raises(BundleError, match="has no SHA256SUMS"):
         load_bundle(bundle_dir.parent)
     with pytest.raises(
-        EngineUnavailableError, match="unknown backend 'tensorflow'; expected auto, onnxruntime"
+        EngineUnavailableError,
+        match="'tensorflow'; expected auto, tensorrt, tensorrt-rtx, onnxruntime, torch",
     ):
         create_engine(load_bundle(bundle_dir), "tensorflow")
 

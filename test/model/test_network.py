@@ -11,7 +11,7 @@ from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.core.trajectories import base_from_route_coordinates
 from e2e_perception.data.dataset import clip_arrays
 from e2e_perception.deploy.contract import tensor_contract
-from e2e_perception.deploy.export import random_inputs
+from e2e_perception.deploy.rollouts import random_inputs
 from e2e_perception.model.network import JointNetwork
 from e2e_perception.model.planning import (
     Vocabulary,

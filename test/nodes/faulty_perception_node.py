@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from e2e_perception.deploy.engines import create_engine
+from e2e_perception.deploy.engines import configured_engine
 from e2e_perception.nodes import perception_node
 from e2e_perception.runtime import hot_swap
 
@@ -45,9 +45,9 @@ def main() -> int:
     def create(*arguments: Any) -> FaultyEngine:
         if (faults / "refuse").exists():
             raise RuntimeError("the driver is gone")
-        return FaultyEngine(create_engine(*arguments), faults)
+        return FaultyEngine(configured_engine(*arguments), faults)
 
-    hot_swap.create_engine = create
+    hot_swap.configured_engine = create
     return perception_node.main()
 
 

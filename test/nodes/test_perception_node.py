@@ -359,6 +359,7 @@ def test_a_transition_that_is_not_possible_does_no_harm(perception: Robot) -> No
     ("changes", "says"),
     [
         ({"engine.bundle": "no_such_bundle"}, "no bundle 'no_such_bundle'"),
+        ({"engine.precision": "float16"}, "'onnxruntime' runs in float32, not in 'float16'"),
         ({"node.rig": "no_such_rig"}, "no rig 'no_such_rig'"),
         ({"node.sensor_topics": ["back:=/lidar"]}, "has no sensor 'back'"),
         ({"node.sensor_topics": ["/lidar"]}, "expected `sensor:=/topic`"),

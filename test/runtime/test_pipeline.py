@@ -36,7 +36,23 @@ from e2e_perception.core.network_config import EGO_FIELDS
 from e2e_perception.core.results import SafetyState
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Route
+from e2e_perception.deploy.engines import EngineInfo
 from e2e_perception.runtime.pipeline import Pipeline
+
+
+def test_an_engine_that_was_accepted_although_it_differs_is_a_reason_of_every_frame() -> None:
+    differing = EngineInfo(
+        "fake", "1", "cpu", "int8", mismatch="differs from torch: plan [m] 0.8 (allowed 0.1)"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeEngine, "info", differing)
+        pipeline, _ = make()
+        results = run(pipeline, drive(range(10)))
+    assert results
+    for result in results:
+        assert f"engine {differing.mismatch}" in result.health.reasons
+        assert result.health.backend.endswith(differing.mismatch)
+    assert results[-1].health.state == NOMINAL  # somebody decided to drive with it
 
 
 def test_every_frame_gives_tracks_a_plan_and_its_reasons() -> None:

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e2e_perception.core.errors import EngineUnavailableError
+from e2e_perception.core.config import EngineConfig
+from e2e_perception.core.errors import E2EPerceptionError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
+from e2e_perception.deploy.engine_cache import EngineCache
+from e2e_perception.deploy.engines.cuda_memory import HOW_TO_GET as CUDA_HOW_TO_GET
+from e2e_perception.deploy.engines.gpu_presence import why_no_gpu
+from e2e_perception.deploy.engines.tensorrt_library import (
+    HOW_TO_GET,
+    MODULES,
+    TENSORRT,
+    TENSORRT_RTX,
+    find_module,
+    installed_version,
+    load_library,
+)
 
-BACKENDS = ("onnxruntime", "torch")
+Log = Callable[[str], None]
+
+PRECISIONS = {
+    TENSORRT: ("float32", "float16", "bfloat16"),
+    TENSORRT_RTX: ("float32", "float16", "bfloat16"),
+    "onnxruntime": ("float32",),
+    "torch": ("float32",),
+}
+BACKENDS = tuple(PRECISIONS)  # best first
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs, where, how: shown in the log and on the health topic."""
+    """What runs, where, how: shown in the log and on the health topic.
+
+    Attributes:
+        backend, version, device, precision: Library, its version, `cpu` or a GPU, and that of convolutions.
+        remark: How it compares with torch, as far as anybody looked.
+        mismatch: What differs from torch beyond tolerance, if that was accepted; health shows it as a reason.
+    """
 
     backend: str
     version: str
     device: str
     precision: str
+    remark: str = ""
+    mismatch: str = ""
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        engine = f"{self.backend} {self.version} on {self.device}, {self.precision}"
+        return "; ".join(fact for fact in (engine, self.remark, self.mismatch) if fact)
 
 
 class InferenceEngine(Protocol):
@@ -76,42 +107,158 @@ class BackendStatus:
 
 
 def backend_report() -> list[BackendStatus]:
-    """What each backend can do on this machine, best first. Imports none of them."""
-    report = []
-    for name, how in (("onnxruntime", "pip install onnxruntime"), ("torch", "pip install torch safetensors")):
-        if importlib.util.find_spec(name) is None:
-            report.append(BackendStatus(name, False, "", f"the Python package {name} is not installed", how))
-        else:
-            report.append(BackendStatus(name, True, metadata.version(name), "", ""))
-    return report
+    """What each backend can do on this machine, best first. Imports none of them, leaves the GPU alone."""
+    no_gpu = why_no_gpu()
+    return [
+        _tensorrt_status(TENSORRT, no_gpu),
+        _tensorrt_status(TENSORRT_RTX, no_gpu),
+        _status("onnxruntime", "onnxruntime", "pip install onnxruntime"),
+        _status("torch", "torch", "pip install torch safetensors"),
+    ]
 
 
-def create_engine(bundle: Bundle, backend: str = "onnxruntime", num_threads: int = 2) -> InferenceEngine:
+def create_engine(
+    bundle: Bundle,
+    backend: str = "onnxruntime",
+    num_threads: int = 2,
+    *,
+    precision: str = "float32",
+    device: str = "cpu",
+    allow_spinning: bool = False,
+    cache: EngineCache | None = None,
+    log: Log = lambda sentence: None,
+) -> InferenceEngine:
     """Load a bundle into an engine.
 
     Args:
         bundle: From `load_bundle`.
-        backend: `onnxruntime`, `torch`, or `auto`: the first that `backend_report` calls available.
-        num_threads: Threads of the library; 0 leaves it to the library.
+        backend: One of `BACKENDS`, or `auto`: the first that `backend_report` calls available and that runs
+            in the precision.
+        num_threads: Threads of the library on the CPU; 0 leaves it to the library, -1 has ONNX Runtime choose
+            by a short calibration.
+        precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
+        device: `cpu` or `cuda`, for ONNX Runtime; a device that is asked for never becomes another.
+        allow_spinning: Whether idle threads may wait busily.
+        cache: Where compiled engines and optimised graphs are kept; None: nowhere.
+        log: Gets a sentence about what costs time, such as an engine that has to be built again.
     Raises:
-        EngineUnavailableError: If the backend is unknown or cannot run here, with the reason.
+        EngineUnavailableError: If the backend is unknown, has no such precision or device or cannot run here,
+            with the reason. A requested backend never becomes another.
+        BundleError: If the library cannot run the graph.
     """
     if backend == "auto":
-        usable = [status.name for status in backend_report() if status.available]
-        if not usable:
-            raise EngineUnavailableError(
-                "no inference backend is installed; `pip install onnxruntime` for the CPU default"
-            )
-        backend = usable[0]
+        backend = _best_backend(precision)
     if backend not in BACKENDS:
-        raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {' or '.join(BACKENDS)}")
+        raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS[backend]:
+        able = [name for name in BACKENDS if precision in PRECISIONS[name]]
+        raise EngineUnavailableError(
+            f"backend {backend!r} runs in {' or '.join(PRECISIONS[backend])}, not in {precision!r}"
+            + (f", which is for {' and '.join(able)}" if able else "")
+        )
+    if device != "cpu" and backend == "torch":
+        raise EngineUnavailableError(f"backend {backend!r} runs on the cpu here, not on {device!r}")
     status = next(s for s in backend_report() if s.name == backend)
     if not status.available:
         raise EngineUnavailableError(f"backend {backend!r} cannot run: {status.reason}; {status.how_to_get}")
+    if backend in (TENSORRT, TENSORRT_RTX):
+        from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
+        from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(
+            load_library(backend),
+            bundle.model_path,
+            bundle.contract,
+            options=BuildOptions(precision=precision),
+            graph_precision=bundle.precision,
+            cache=EngineCache(log=log) if cache is None else cache,
+            log=log,
+        )
     if backend == "onnxruntime":
         from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=num_threads)
+        return OnnxRuntimeEngine(
+            bundle.model_path,
+            bundle.contract,
+            num_threads=num_threads,
+            device=device,
+            precision=bundle.precision,
+            allow_spinning=allow_spinning,
+            cache=cache,
+            log=log,
+        )
     from e2e_perception.deploy.engines.torch_engine import TorchEngine
 
-    return TorchEngine(bundle.weights_path, bundle.network, num_threads=num_threads)
+    return TorchEngine(bundle.weights_path, bundle.network, num_threads=max(num_threads, 0))
+
+
+def configured_engine(
+    bundle: Bundle, config: EngineConfig, log: Log, *, num_threads: int | None = None
+) -> InferenceEngine:
+    """The engine that a configuration asks for, if it computes what torch computes.
+
+    Args:
+        bundle: From `load_bundle`.
+        config: Backend, precision, device, threads, place of what is compiled, and whether a mismatch is
+            accepted.
+        log: Gets a sentence about what costs time or trust.
+        num_threads: In place of the configuration's.
+    Raises:
+        EngineUnavailableError: As `create_engine`.
+        EngineMismatchError: If it differs from torch beyond tolerance and `config.accept_mismatch` is off.
+        BundleError: If the library cannot run the graph, or the recorded rollout cannot be read.
+    """
+    from e2e_perception.deploy.parity import checked_engine
+
+    cache = EngineCache(Path(config.cache_directory).expanduser() if config.cache_directory else None, log)
+    engine = create_engine(
+        bundle,
+        config.backend,
+        config.num_threads if num_threads is None else num_threads,
+        precision=config.precision,
+        device=config.device,
+        allow_spinning=config.allow_spinning,
+        cache=cache,
+        log=log,
+    )
+    try:
+        return checked_engine(engine, bundle, cache=cache, accept_mismatch=config.accept_mismatch, log=log)
+    except E2EPerceptionError:
+        engine.close()
+        raise
+
+
+def _best_backend(precision: str) -> str:
+    usable = [s.name for s in backend_report() if s.available]
+    if not usable:
+        raise EngineUnavailableError(
+            "no inference backend is installed; `pip install onnxruntime` for the CPU default"
+        )
+    able = [name for name in usable if precision in PRECISIONS[name]]
+    if not able:
+        raise EngineUnavailableError(
+            f"none of the backends that can run here, {', '.join(usable)}, runs in {precision!r}"
+        )
+    return able[0]
+
+
+def _status(name: str, package: str, how: str) -> BackendStatus:
+    if importlib.util.find_spec(package) is None:
+        return BackendStatus(name, False, "", f"the Python package {package} is not installed", how)
+    return BackendStatus(name, True, metadata.version(package), "", "")
+
+
+def _tensorrt_status(backend: str, no_gpu: str) -> BackendStatus:
+    module = find_module(backend)
+    if module is None:
+        reason = f"the Python package {MODULES[backend][0]} is not installed"
+        return BackendStatus(backend, False, "", reason, HOW_TO_GET[backend])
+    version = installed_version(module)
+    if no_gpu:
+        builds = " (`e2e-perception build-engine` works without one)" if backend == TENSORRT_RTX else ""
+        return BackendStatus(backend, False, version, no_gpu, f"run it on a machine with a GPU{builds}")
+    for package, how in (("cuda", CUDA_HOW_TO_GET), ("onnx", "`pip install onnx`")):
+        if importlib.util.find_spec(package) is None:
+            reason = f"the Python package {package} is not installed"
+            return BackendStatus(backend, False, version, reason, how)
+    return BackendStatus(backend, True, version, "", "")

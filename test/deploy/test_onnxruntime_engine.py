@@ -1,0 +1,258 @@
+"""ONNX Runtime: the kept graph computes the same, and what is wrong with the cache costs time alone."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from e2e_perception.core.config import EngineConfig
+from e2e_perception.core.errors import BundleError, EngineUnavailableError
+from e2e_perception.deploy.bundle import Bundle, load_bundle, write_checksums
+from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
+from e2e_perception.deploy.engines import configured_engine, create_engine
+from e2e_perception.deploy.engines.onnxruntime_engine import THREADS_NOTE, OnnxRuntimeEngine
+from e2e_perception.deploy.rollouts import random_inputs
+
+FRAMES = 3
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Bundle:
+    return load_bundle("tiny")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, said: list[str]) -> EngineCache:
+    return EngineCache(tmp_path / "engines", said.append)
+
+
+def outputs_of(engine: OnnxRuntimeEngine, bundle: Bundle) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [engine.infer(random_inputs(bundle.network, rng)) for _ in range(FRAMES)]
+
+
+def load(
+    bundle: Bundle, cache: EngineCache | None, num_threads: int = 1, **options: object
+) -> OnnxRuntimeEngine:
+    engine = create_engine(bundle, "onnxruntime", num_threads, cache=cache, **options)  # type: ignore[arg-type]
+    assert isinstance(engine, OnnxRuntimeEngine)
+    return engine
+
+
+def entries(cache: EngineCache) -> list[Path]:
+    return sorted(path.parent for path in cache.directory.glob(f"*/{PAYLOAD}"))
+
+
+def assert_same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> None:
+    for mine, theirs in zip(a, b, strict=True):
+        assert set(mine) == set(theirs)
+        for name, value in mine.items():
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def test_the_kept_graph_gives_the_same_bits_as_the_bundles(
+    tiny: Bundle, cache: EngineCache, said: list[str]
+) -> None:
+    expected = outputs_of(load(tiny, None), tiny)
+    assert_same(outputs_of(load(tiny, cache), tiny), expected)
+    (entry,) = entries(cache)
+    written_ns = (entry / PAYLOAD).stat().st_mtime_ns
+    assert_same(outputs_of(load(tiny, cache), tiny), expected)
+    assert (entry / PAYLOAD).stat().st_mtime_ns == written_ns
+    assert said == []
+
+
+def test_a_damaged_kept_graph_is_made_anew(tiny: Bundle, cache: EngineCache, said: list[str]) -> None:
+    expected = outputs_of(load(tiny, cache), tiny)
+    (entry,) = entries(cache)
+    whole = (entry / PAYLOAD).read_bytes()
+    (entry / PAYLOAD).write_bytes(whole[:1000])
+    assert_same(outputs_of(load(tiny, cache), tiny), expected)
+    assert "not what was written" in said[0]
+    assert (entry / PAYLOAD).stat().st_size == len(whole)
+
+
+def test_a_full_disk_costs_the_next_start_some_time_and_nothing_else(
+    tiny: Bundle, cache: EngineCache, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        engine = load(tiny, cache)
+    assert_same(outputs_of(engine, tiny), outputs_of(load(tiny, None), tiny))
+    assert "No space left on device" in said[0]
+    assert entries(cache) == []
+
+
+def test_no_room_for_the_library_to_write_in_costs_no_more(
+    tiny: Bundle, cache: EngineCache, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritable = tmp_path / "file"
+    unwritable.write_bytes(b"")
+
+    class Scratch:
+        def __enter__(self) -> str:
+            return str(unwritable)  # no directory: nothing can be written below it
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", Scratch)
+    engine = create_engine(tiny, "onnxruntime", 1, cache=cache, log=said.append)
+    assert_same(outputs_of(engine, tiny), outputs_of(load(tiny, None), tiny))  # type: ignore[arg-type]
+    assert "could not be written" in said[0]
+    assert entries(cache) == []
+
+
+def start(directory: str, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    """In another process: load, run a frame, say a number that depends on all of it."""
+    bundle = load_bundle("tiny")
+    config = EngineConfig(num_threads=1, cache_directory=directory)
+    engine = configured_engine(bundle, config, lambda sentence: None)
+    outputs = engine.infer(random_inputs(bundle.network, np.random.default_rng(0)))
+    results.put(float(sum(np.abs(value).sum(dtype=np.float64) for value in outputs.values())))
+
+
+def test_two_processes_that_start_at_once_share_one_kept_graph(cache: EngineCache) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=start, args=(str(cache.directory), results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert sums[0] == sums[1]
+    assert len(entries(cache)) == 1
+
+
+def test_outputs_are_the_callers_and_the_state_is_fed_back(tiny: Bundle) -> None:
+    inputs = random_inputs(tiny.network, np.random.default_rng(0))
+    engine = load(tiny, None)
+    first = engine.infer(inputs)
+    kept = {name: value.copy() for name, value in first.items()}
+    memory = engine.state()["bev_memory"]
+    second = engine.infer(inputs)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, kept[name], err_msg=name)
+        value[:] = np.nan
+    assert np.abs(second["heatmap"] - kept["heatmap"]).max() > 0
+    third = engine.infer(inputs)
+    assert all(np.isfinite(value).all() for value in third.values())
+    # A given memory overrides the engine's own, for one call.
+    np.testing.assert_array_equal(
+        engine.infer({**inputs, "bev_memory": memory})["heatmap"], second["heatmap"]
+    )
+    engine.reset_state()
+    np.testing.assert_array_equal(engine.infer(inputs)["heatmap"], kept["heatmap"])
+
+
+def test_inputs_need_not_lie_in_one_piece(tiny: Bundle) -> None:
+    inputs = random_inputs(tiny.network, np.random.default_rng(0))
+    reversed_twice = {**inputs, "images": inputs["images"][..., ::-1].copy()[..., ::-1]}
+    assert not reversed_twice["images"].flags.c_contiguous
+    assert_same([load(tiny, None).infer(inputs)], [load(tiny, None).infer(reversed_twice)])
+
+
+def test_threads_are_chosen_once_from_the_cores_that_there_are(
+    tiny: Bundle, cache: EngineCache, said: list[str]
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    engine = create_engine(tiny, "onnxruntime", -1, cache=cache, log=said.append)
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert 1 <= engine.num_threads <= cores
+    assert f"calibrated on {cores} cores: {engine.num_threads} threads" in said[0]
+    again: list[str] = []
+    second = create_engine(tiny, "onnxruntime", -1, cache=cache, log=again.append)
+    assert isinstance(second, OnnxRuntimeEngine)
+    assert (second.num_threads, again) == (engine.num_threads, [])
+
+
+def test_a_calibration_for_other_cores_or_with_spinning_is_another(
+    tiny: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    load(tiny, cache, -1)
+    (note,) = cache.directory.glob(f"*/{THREADS_NOTE}.json")
+    assert '"cores": 1' in note.read_text()
+    said: list[str] = []
+    load(tiny, cache, -1, allow_spinning=True, log=said.append)
+    assert "spinning" in said[0]
+    assert '"spinning_allowed": true' in note.read_text()
+
+
+def test_cuda_that_the_library_lacks_is_an_error_and_never_the_cpu(tiny: Bundle) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA; the test is about one that has not")
+    with pytest.raises(
+        EngineUnavailableError, match=r"no CUDA here, only .*CPUExecutionProvider.*onnxruntime-gpu"
+    ):
+        create_engine(tiny, "onnxruntime", device="cuda")
+
+
+def test_cuda_that_is_offered_and_does_not_load_is_an_error_and_never_the_cpu(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = onnxruntime.InferenceSession
+
+    def falls_back(graph: object, options: object, providers: list[object]) -> object:
+        return opened(graph, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    with pytest.raises(EngineUnavailableError, match="offers CUDA but runs on CPUExecutionProvider"):
+        create_engine(tiny, "onnxruntime", device="cuda")
+
+
+def test_cuda_is_asked_for_first_and_without_tf32(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[object]] = []
+
+    def remember(graph: object, options: object, providers: list[object]) -> object:
+        asked.append(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
+    with pytest.raises(BundleError, match="no GPU here"):
+        create_engine(tiny, "onnxruntime", device="cuda")
+    assert asked[0][0] == ("CUDAExecutionProvider", {"use_tf32": "0"})
+
+
+def test_another_device_and_a_device_of_another_backend_are_refused(tiny: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match="unknown device 'tpu'; expected cpu or cuda"):
+        create_engine(tiny, "onnxruntime", device="tpu")
+    pytest.importorskip("torch", reason="torch is not installed; nothing to refuse")
+    with pytest.raises(EngineUnavailableError, match="backend 'torch' runs on the cpu here, not on 'cuda'"):
+        create_engine(tiny, "torch", device="cuda")
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_an_operator_that_the_library_lacks_is_named(
+    tiny: Bundle, cache: EngineCache, tmp_path: Path, with_cache: bool
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed; no graph can be made")
+    copy = Path(shutil.copytree(tiny.path, tmp_path / "copy"))
+    graph = onnx.load(str(copy / "model.onnx"))
+    next(node for node in graph.graph.node if node.op_type == "Sigmoid").op_type = "Sigmoidal"
+    onnx.save(graph, str(copy / "model.onnx"))
+    write_checksums(copy)
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*Sigmoidal"):
+        load(load_bundle(copy), cache if with_cache else None)
+    assert not with_cache or entries(cache) == []
