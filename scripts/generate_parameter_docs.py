@@ -32,10 +32,11 @@ KINDS = {"string_array": "string array"}
 
 INTRODUCTION = """\
 All of them are ROS parameters with type, range, unit and description (`ros2 param describe`). A *live*
-parameter may be set while the node runs and holds from the next frame on; the others are read-only and are
-given at the start, in a parameter file (`config/perception.yaml` has them all) or with
-`--ros-args -p name:=value`. A value that is unknown, of the wrong type or out of range is refused with the
-reason; at the start the node then stays unconfigured and says so on its health topic.
+parameter may be set while the node runs and holds from the next frame on (those of `engine` once the new
+engine is warm, see docs/architecture.md); the others are read-only and are given at the start, in a parameter
+file (`config/perception.yaml` has them all) or with `--ros-args -p name:=value`. A value that is unknown, of
+the wrong type or out of range is refused with the reason; at the start the node then stays unconfigured and
+says so on its health topic.
 
 ## perception_node
 

@@ -43,32 +43,30 @@ def tunable(
 
 
 class EngineConfig(Section):
-    """Which bundle runs on which inference backend."""
+    """Which bundle runs on which inference backend.
+
+    Changed while running, the new engine is loaded beside the old one, which goes on until it is warm.
+    """
 
     bundle: str = tunable(
         "tiny",
         "Bundle directory, or the name of a bundle shipped in resource/bundles.",
-        read_only=True,
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "torch"] = tunable(
         "onnxruntime",
         "Inference backend; `auto` takes the best that runs here and says which.",
-        read_only=True,
     )
     precision: Literal["float32", "float16", "bfloat16"] = tunable(
         "float32",
         "Of convolutions and linear layers; half precision is for the TensorRT backends.",
-        read_only=True,
     )
     cache_directory: str = tunable(
         "",
         "Where compiled engines are kept; empty: ~/.cache/e2e_perception/engines.",
-        read_only=True,
     )
     device: Literal["cpu", "cuda"] = tunable(
         "cpu",
         "Where `onnxruntime` runs; `cuda` needs its GPU package and never becomes `cpu`.",
-        read_only=True,
     )
     num_threads: int = tunable(
         2,
@@ -76,17 +74,14 @@ class EngineConfig(Section):
         "the best.",
         ge=-1,
         le=64,
-        read_only=True,
     )
     allow_spinning: bool = tunable(
         False,
         "Whether the engine's idle threads wait busily: sooner ready, but they take cores from the sensors.",
-        read_only=True,
     )
     accept_mismatch: bool = tunable(
         False,
         "Run an engine that differs from torch beyond tolerance all the same; the health topic then says so.",
-        read_only=True,
     )
 
 
@@ -196,6 +191,13 @@ class SupervisorConfig(Section):
     silence_ms: float = tunable(
         1000.0, "Time without a valid frame until a minimal-risk stop.", unit="ms", ge=50, le=10000
     )
+    engine_timeout_ms: float = tunable(
+        1000.0,
+        "An engine that has not answered for so long gets a minimal-risk stop in its place.",
+        unit="ms",
+        ge=50,
+        le=60000,
+    )
     recovery_frames: int = tunable(10, "Good frames until the state improves by one step.", ge=1, le=200)
     max_bad_frames: int = tunable(
         3, "Unusable or far too late frames in a row until a minimal-risk stop.", ge=1, le=50
@@ -277,6 +279,12 @@ class NodeConfig(Section):
     publish_markers: bool = tunable(True, "Publish MarkerArray and Path for RViz and Foxglove.")
     max_rate_hz: float = tunable(
         0.0, "Frames above this rate are dropped and counted; 0: no limit.", unit="Hz", ge=0, le=100
+    )
+    prepare_threads: int = tunable(
+        1,
+        "Threads of OpenCV, which decodes and scales pictures, in the node's process; 0: as many as cores.",
+        ge=0,
+        le=64,
     )
     use_tf: bool = tunable(True, "Take sensor poses from /tf_static where it has them.", read_only=True)
     use_camera_info: bool = tunable(True, "Take intrinsics from CameraInfo where it comes.", read_only=True)

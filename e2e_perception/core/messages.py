@@ -404,6 +404,7 @@ def diagnostics_message(
     *,
     name: str = "e2e_perception",
     hardware_id: str = "",
+    stage_quantiles_ms: Mapping[str, Sequence[float]] | None = None,
 ) -> Message:
     """diagnostic_msgs/DiagnosticArray: one status for the stack and one for each sensor.
 
@@ -413,6 +414,7 @@ def diagnostics_message(
         stamp_ns: Present time or frame time [ns].
         name: Prefix of the status names, usually the node's full name.
         hardware_id: Name of the rig.
+        stage_quantiles_ms: p50, p95 and p99 of each stage lately [ms], where they are known.
     """
 
     def status(part: str, level: bytes, text: str, values: Mapping[str, object]) -> Message:
@@ -429,6 +431,8 @@ def diagnostics_message(
         )
 
     stages = {f"{stage} [ms]": f"{value:.1f}" for stage, value in health.stage_ms.items()}
+    for stage, quantiles in (stage_quantiles_ms or {}).items():
+        stages[f"{stage} p50 / p95 / p99 [ms]"] = " / ".join(f"{value:.1f}" for value in quantiles)
     drops = {f"dropped: {cause}": count for cause, count in health.drops.items() if count}
     engine = {"backend": health.backend, "bundle": health.bundle}
     counts = {"frames": health.frames, "plans": health.plans}

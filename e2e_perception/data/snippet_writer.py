@@ -45,7 +45,11 @@ class _Writing:
 
 
 class SnippetWriter:
-    """A `SnippetSink` of the robot. `begin`, `extend`, `add` and `finish` never wait for the disk."""
+    """A `SnippetSink` of the robot. `begin`, `extend`, `add` and `finish` never wait for the disk.
+
+    Attributes:
+        facts: For every snippet that is begun from now on; may be replaced.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,7 @@ class SnippetWriter:
             on_kept: Told each finished snippet.
             on_lost: Told a cause, and how many messages are not in a snippet for it.
         """
-        self._store, self._facts, self._max_bytes = store, facts, max_bytes
+        self._store, self.facts, self._max_bytes = store, facts, max_bytes
         self._on_problem, self._on_solved = on_problem, on_solved
         self._on_kept, self._on_lost = on_kept, on_lost
         self._wake = threading.Condition()
@@ -230,10 +234,10 @@ class SnippetWriter:
             lost=dict(job.lost),
             gaps_ns=window.gaps_ns,
             cut=window.cut,
-            bundle=self._facts.bundle,
-            backend=self._facts.backend,
+            bundle=self.facts.bundle,
+            backend=self.facts.backend,
             stack=__version__,
-            rig=self._facts.rig,
+            rig=self.facts.rig,
         )
         self._on_kept(self._store.finish(writing.path, info), info)
 

@@ -14,14 +14,13 @@ from typing import Any
 from rclpy.serialization import serialize_message
 
 from e2e_perception.core.config import TriggersConfig
-from e2e_perception.core.ego_motion import EgoMotionBuffer
 from e2e_perception.core.results import FrameResult
 from e2e_perception.core.snippets import RawMessage, StackFacts
 from e2e_perception.data.snippet_writer import SnippetWriter
 from e2e_perception.data.snippets import SnippetInfo, SnippetStore
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.capture import Capture
-from e2e_perception.runtime.perception import Place
+from e2e_perception.runtime.preparation import Surroundings
 from e2e_perception.runtime.trigger_signals import SignalReader
 from e2e_perception.runtime.triggers import Triggers
 
@@ -81,11 +80,14 @@ class EventRecorder:
         """Remember what the node itself has published, on a topic below its name."""
         self.take(f"{self._node_name}/{topic}", type_name, serialize_message(message), None)
 
-    def observe(self, result: FrameResult, odometry: EgoMotionBuffer) -> None:
-        """Judge a frame."""
-        ego = odometry.at(result.stamp_ns)
-        place = Place.of(result.stamp_ns, ego, odometry)
-        signals = self._signals.read(result, place, None if ego is None else ego.speed)
+    def set_facts(self, facts: StackFacts) -> None:
+        """Another engine has taken over; snippets that begin from now on say so."""
+        self._writer.facts = facts
+
+    def observe(self, result: FrameResult, around: Surroundings) -> None:
+        """Judge a frame, given its surroundings at its stamp."""
+        speed = None if around.ego is None else around.ego.speed
+        signals = self._signals.read(result, around.place, speed)
         for event in self._triggers.judge(signals, result.stamp_ns, self._now_ns()):
             self._logger.info(f"trigger {event.rule}: {event.reason}")
             with self._lock:

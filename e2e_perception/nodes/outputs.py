@@ -27,6 +27,7 @@ from e2e_perception.core.messages import (
 from e2e_perception.core.results import FrameResult, Health
 from e2e_perception.nodes.message_factory import RclpyFactory, message_class
 from e2e_perception.nodes.qos import output_qos
+from e2e_perception.runtime.stage_times import StageTimes
 
 # Topic below the node's name, and its type. Health and diagnostics speak in every lifecycle state.
 FRAME_TOPICS = {
@@ -61,6 +62,7 @@ class Outputs:
         self._now_ns = now_ns
         self._name = node.get_fully_qualified_name()
         self._last_diagnostics_s = -DIAGNOSTICS_PERIOD_S
+        self._stage_times = StageTimes()
         self._frames = {
             topic: node.create_lifecycle_publisher(message_class(kind), f"~/{topic}", output_qos())
             for topic, kind in FRAME_TOPICS.items()
@@ -105,6 +107,8 @@ class Outputs:
         publish_ms = (time.perf_counter() - started) * 1e3
         latency_ms = (self._now_ns() - stamp_ns) * 1e-6
         stages = {**health.stage_ms, "publish": publish_ms, "latency": latency_ms}
+        if result.tracks is not None:  # else it is no frame, or a bad one that skipped stages
+            self._stage_times.observe(stages)
         self.publish_health(replace(health, stage_ms=stages), stamp_ns, base_frame, rig)
 
     def publish_health(self, health: Health, stamp_ns: int, base_frame: str, rig: str) -> None:
@@ -118,7 +122,12 @@ class Outputs:
             self._last_diagnostics_s = now_s
             self._diagnostics.publish(
                 diagnostics_message(
-                    self._make, health, stamp_ns, name=self._name.lstrip("/"), hardware_id=rig
+                    self._make,
+                    health,
+                    stamp_ns,
+                    name=self._name.lstrip("/"),
+                    hardware_id=rig,
+                    stage_quantiles_ms=self._stage_times.quantiles(),
                 )
             )
 

@@ -10,6 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.parameter import Parameter
 
 from e2e_perception.core.config import (
+    EngineConfig,
     ParameterSpec,
     ParameterValue,
     Section,
@@ -19,7 +20,7 @@ from e2e_perception.core.config import (
     section_specs,
     validated,
 )
-from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 
 _TYPES = {
     "bool": Parameter.Type.BOOL,
@@ -124,15 +125,19 @@ class StackParameters:
         problem: What is wrong with the values given at the start; then the defaults are in force.
     """
 
-    def __init__(self, node: Any, given: dict[str, Any], on_change: Callable[[StackConfig], None]) -> None:
+    def __init__(
+        self, node: Any, given: dict[str, Any], on_change: Callable[[StackConfig], Callable[[], None]]
+    ) -> None:
         """Declare all parameters.
 
         Args:
             node: A node without them.
             given: Values from parameter files and the command line, by name.
-            on_change: Told the new configuration whenever a parameter was set.
+            on_change: Asked whenever parameters are to be set, with the configuration that would result;
+                raises `E2EPerceptionError` if it may not be, else gives what is to be done once it is.
         """
         self.problem = ""
+        self._node = node
         self._on_change = on_change
         self._specs = {spec.name: spec for spec in parameter_specs()}
         try:
@@ -156,8 +161,16 @@ class StackParameters:
             return SetParametersResult(successful=True)
         try:
             config = config_from_parameters(values, self.config)
-        except ConfigError as error:
+            put_in_force = self._on_change(config)
+        except E2EPerceptionError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self.config = config
-        self._on_change(config)
+        put_in_force()
         return SetParametersResult(successful=True)
+
+    def show(self, engine: EngineConfig) -> None:
+        """Set the parameters of the engine to what really runs; in the executor's thread."""
+        values = {f"engine.{name}": value for name, value in engine.model_dump().items()}
+        self._node.set_parameters_atomically(
+            [Parameter(name, _TYPES[self._specs[name].kind], value) for name, value in values.items()]
+        )

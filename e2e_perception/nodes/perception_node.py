@@ -13,6 +13,9 @@
 
 A lifecycle node: configure loads rig, bundle and engine; activate starts; deactivate stops; cleanup unloads.
 With `autostart` (the default) it does the first two by itself, for use without a lifecycle manager.
+
+Parameters may be set while it runs. Another `engine.…` is loaded beside the one that drives, and takes over
+between two frames; if it cannot, the one before goes on, health says why, and the parameters are set back.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import cv2
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -37,7 +41,10 @@ from e2e_perception.nodes.report import NodeReport
 from e2e_perception.nodes.sensor_inputs import SensorInputs, rig_inputs
 from e2e_perception.nodes.stack import Stack
 from e2e_perception.nodes.synchronizer import Synchronizer, require_message_filters
-from e2e_perception.nodes.worker import HEARTBEAT_S, PipelineWorker
+from e2e_perception.nodes.worker import PipelineWorker
+from e2e_perception.runtime.hot_swap import LoadedEngine
+from e2e_perception.runtime.idle_gc import IdleCollector
+from e2e_perception.runtime.overlap import HEARTBEAT_S
 
 if TYPE_CHECKING:
     from e2e_perception.nodes.event_recorder import EventRecorder
@@ -47,6 +54,7 @@ AUTOSTART = ParameterDescriptor(
     read_only=True,
 )
 NO_CLOCK = "clock"
+ENGINE = "engine"
 _Transition = Callable[[LifecycleState], TransitionCallbackReturn]
 
 
@@ -66,13 +74,15 @@ class PerceptionNode(LifecycleNode):
         given = given_values(self)
         autostart = given.pop("autostart", True)
         declare(self, "autostart", Parameter.Type.BOOL, bool(autostart), AUTOSTART)
-        self._stack_parameters = StackParameters(self, given, self._on_config)
+        self._stack_parameters = StackParameters(self, given, self._on_parameters)
         self._sim_time = bool(self.get_parameter("use_sim_time").value)
         self._outputs = Outputs(self, self._now_ns)
         self._stack: Stack | None = None
         self._inputs: SensorInputs | None = None
         self._worker: PipelineWorker | None = None
         self._events: EventRecorder | None = None
+        self._collector = IdleCollector()
+        self._engine_ready = self.create_guard_condition(self._on_engine)
         # Steady: these have to go on when simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(HEARTBEAT_S, self._beat, clock=steady)
@@ -115,11 +125,14 @@ class PerceptionNode(LifecycleNode):
             if self._stack_parameters.problem:
                 raise ConfigError(self._stack_parameters.problem)
             require_message_filters(self._stack_parameters.config.sync.policy)
-            self._stack = Stack(self._stack_parameters.config, self.report)
+            config = self._stack_parameters.config
+            cv2.setNumThreads(_opencv_threads(config))
+            self._stack = Stack(config, self.report, self._engine_ready.trigger)
         except E2EPerceptionError as error:
             self.report.problem("configure", f"not configured: {error}")
             return TransitionCallbackReturn.FAILURE
         self.report.solved("configure")
+        self.report.solved(ENGINE)
         self.get_logger().info(f"configured: {self._stack.describe()}")
         return TransitionCallbackReturn.SUCCESS
 
@@ -134,6 +147,7 @@ class PerceptionNode(LifecycleNode):
             on_result=self._on_result,
             on_heartbeat=self._publish_health,
             report=self.report,
+            on_quiet=self._collector.after_frame,
         )
         self._worker.submit(self._stack.pipeline.update, self._stack_parameters.config)
         self._worker.start()
@@ -148,10 +162,12 @@ class PerceptionNode(LifecycleNode):
         )
         tap = None if self._events is None else self._events.take
         self._inputs = SensorInputs(self, inputs, self.report, tap)
+        self._collector.start()
         return result
 
     def _deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop()
+        if not self._stop():
+            return TransitionCallbackReturn.ERROR
         if self._stack is not None:
             self._stack.pipeline.reset()
         return super().on_deactivate(state)
@@ -171,17 +187,24 @@ class PerceptionNode(LifecycleNode):
             self._stack.close()
             self._stack = None
 
-    def _stop(self) -> None:
+    def _stop(self) -> bool:
+        """End what `_activate` began; False if the engine does not answer, then the stack is left to it."""
+        ended = True
+        self._collector.stop()
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
         if self._worker is not None:
-            self._worker.stop()
+            ended = self._worker.stop()
             self._worker = None
         if self._events is not None:
             self._outputs.on_decision = None
             self._events.close()
             self._events = None
+        if not ended:
+            self._stack = None  # not closed: somebody is inside
+            self.report.problem(ENGINE, "the engine does not answer and was left behind; configure again")
+        return ended
 
     def _event_recorder(self) -> EventRecorder | None:
         """None where no rule says what to keep."""
@@ -203,7 +226,7 @@ class PerceptionNode(LifecycleNode):
         self._outputs.on_decision = events.take_decision
         return events
 
-    # --- in: each callback leaves its message with the pipeline's thread ------------------------------------
+    # --- in: each callback leaves its message with the pipeline's threads -----------------------------------
 
     def _sensor_callback(self) -> Callable[[str, Any], None]:
         assert self._stack is not None
@@ -235,9 +258,56 @@ class PerceptionNode(LifecycleNode):
         if self._worker is not None and self._stack is not None:
             self._worker.submit(getattr(self._stack, method), *arguments, may_be_lost=may_be_lost)
 
-    def _on_config(self, config: StackConfig) -> None:
-        if self._worker is not None and self._stack is not None:
-            self._worker.submit(self._stack.pipeline.update, config)
+    # --- parameters -----------------------------------------------------------------------------------------
+
+    def _on_parameters(self, config: StackConfig) -> Callable[[], None]:
+        """What follows from new parameters; raises if they may not be."""
+        stack, swap = self._stack, None
+        if stack is not None and config.engine != self._stack_parameters.config.engine:
+            swap = stack.successor(config.engine)
+
+        def put_in_force() -> None:
+            if stack is None:
+                return
+            cv2.setNumThreads(_opencv_threads(config))
+            if self._worker is not None:
+                self._worker.submit(stack.pipeline.update, config)
+            if swap is not None:
+                stack.begin_swap(swap, config.engine)
+                self.get_logger().info(f"loading bundle {swap} on {config.engine.backend}")
+
+        return put_in_force
+
+    def _on_engine(self) -> None:
+        """Another engine is there, or cannot be."""
+        stack = self._stack
+        outcome = None if stack is None else stack.swap.outcome()
+        if stack is None or outcome is None:
+            return
+        if isinstance(outcome, str):
+            stack.swap.finish()
+            self.report.problem(
+                ENGINE, f"engine not changed: {outcome}; bundle {stack.facts().bundle} goes on"
+            )
+            self._stack_parameters.show(stack.engine_config)
+        elif self._worker is not None:
+            self._worker.between_frames(lambda: self._switch(stack, outcome))
+        else:
+            self._switch(stack, outcome)
+
+    def _switch(self, stack: Stack, loaded: LoadedEngine) -> None:
+        """Between two frames, in the thread of the pipeline's second half."""
+        try:
+            stack.switch(loaded)
+        except Exception as error:  # noqa: BLE001 - of whatever library; it is said, and the old engine goes on
+            loaded.engine.close()
+            stack.swap.fail(f"{type(error).__name__}: {error}")
+            return
+        stack.swap.finish()
+        self.report.solved(ENGINE)
+        if self._events is not None:
+            self._events.set_facts(stack.facts())
+        self.get_logger().info(f"engine changed: {stack.describe()}")
 
     # --- out ------------------------------------------------------------------------------------------------
 
@@ -246,7 +316,7 @@ class PerceptionNode(LifecycleNode):
         health, rig = self.report.merged(result.health), self._stack.rig
         self._outputs.publish(result, health, self._stack_parameters.config.node, rig.base_frame, rig.name)
         if self._events is not None:
-            self._events.observe(result, self._stack.pipeline.ego)
+            self._events.observe(result, self._stack.pipeline.preparation.surroundings(result.stamp_ns))
 
     def _publish_health(self, health: Health, now_ns: int) -> None:
         rig = None if self._stack is None else self._stack.rig
@@ -254,7 +324,7 @@ class PerceptionNode(LifecycleNode):
         self._outputs.publish_health(self.report.merged(health), now_ns, base_frame, name)
 
     def _beat(self) -> None:
-        """Twice a second: look at the publishers, and say something while the pipeline's thread does not."""
+        """Twice a second: look at the publishers, and say something while the pipeline's threads do not."""
         now_ns = self._now_ns()
         if self._sim_time and now_ns == 0:
             self.report.problem(NO_CLOCK, "use_sim_time is set, but nothing has come on /clock yet")
@@ -275,6 +345,11 @@ class PerceptionNode(LifecycleNode):
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
+
+
+def _opencv_threads(config: StackConfig) -> int:
+    """As OpenCV wants it: there, 0 is none at all, and less than that is its own choice."""
+    return config.node.prepare_threads or -1
 
 
 def main() -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from e2e_perception.core.config import StackConfig, TriggersConfig
+from e2e_perception.core.config import EngineConfig, StackConfig, TriggersConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError, InputError
 from e2e_perception.core.message_inputs import ego_state_from_odometry, route_from_path, stamp_ns
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.snippets import StackFacts
-from e2e_perception.deploy.bundle import load_bundle
-from e2e_perception.deploy.engines import configured_engine
+from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.calibration import RigCalibration
 from e2e_perception.runtime.decode import ConvertImage
+from e2e_perception.runtime.hot_swap import EngineSwap, LoadedEngine, check_fits, load_engine
 from e2e_perception.runtime.pipeline import Pipeline
 from e2e_perception.runtime.triggers import Triggers
 
@@ -61,19 +62,21 @@ def image_converter() -> ConvertImage | None:
 
 
 class Stack:
-    """The configured stack. Its `take_…` methods are called in one thread, that of the pipeline.
+    """The configured stack. Its `take_…` methods are called in one thread, that of the pipeline's first half.
 
     Attributes:
         pipeline: The stack without ROS.
         triggers: Rules that say what to keep of a drive; None without any.
+        swap: A change of engine that is under way.
     """
 
-    def __init__(self, config: StackConfig, report: NodeReport) -> None:
+    def __init__(self, config: StackConfig, report: NodeReport, on_engine: Callable[[], None]) -> None:
         """Load everything.
 
         Args:
             config: Which rig, bundle and engine, and all tunables.
             report: Gets problems with odometry, route and calibration.
+            on_engine: Called from another thread when `swap` has an outcome.
         Raises:
             E2EPerceptionError: If anything is missing or does not fit.
         """
@@ -83,7 +86,9 @@ class Stack:
         self._report = report
         self._bundle = bundle
         self._calibration = RigCalibration(rig)
-        self._engine = configured_engine(bundle, config.engine, report.say)
+        self._engine_config = config.engine
+        self._engine = load_engine(bundle, config.engine, log=report.say)
+        self.swap = EngineSwap(on_engine, partial(load_engine, log=report.say))
         try:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True
@@ -112,7 +117,54 @@ class Stack:
 
     def close(self) -> None:
         """Free the engine."""
+        self.swap.close()
         self._engine.close()
+
+    # --- another engine -------------------------------------------------------------------------------------
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """What runs."""
+        return self._engine_config
+
+    def successor(self, config: EngineConfig) -> Bundle | None:
+        """The bundle of an engine that is to take over; None if that engine runs already.
+
+        Raises:
+            E2EPerceptionError: If it may not take over, or if a change is under way.
+        """
+        if self.swap.wanted is not None:
+            raise ConfigError(
+                f"bundle {self.swap.wanted.bundle!r} on {self.swap.wanted.backend} is being loaded; one "
+                "change of engine at a time, try again when health names it"
+            )
+        if config == self._engine_config:
+            return None
+        bundle = load_bundle(config.bundle)
+        check_fits(bundle, self.pipeline.network)
+        return bundle
+
+    def begin_swap(self, bundle: Bundle, config: EngineConfig) -> None:
+        """Load an engine beside the one that runs, warmed with the last frame if there is one."""
+        last = self.pipeline.last_prepared
+        self.swap.begin(bundle, config, None if last is None else last.inputs)
+
+    def switch(self, loaded: LoadedEngine) -> None:
+        """Let a loaded engine take over; in the thread of the pipeline's second half.
+
+        Raises:
+            ContractError: If it does not fit; the one before goes on.
+        """
+        before = self.pipeline.switch(
+            loaded.engine,
+            loaded.bundle.network,
+            str(loaded.bundle),
+            same_weights=loaded.bundle.digest == self._bundle.digest,
+        )
+        self._bundle, self._engine, self._engine_config = loaded.bundle, loaded.engine, loaded.config
+        self.swap.retire(before)
+
+    # --- messages -------------------------------------------------------------------------------------------
 
     def take_sensor(self, name: str, message: Any, arrival_ns: int) -> None:
         """A sensor's message, undecoded."""

@@ -1,29 +1,34 @@
-"""The thread that owns the pipeline, so that inference never blocks the reception of messages."""
+"""The threads that own the pipeline, so that neither preparation nor inference blocks reception.
+
+callbacks -> inbox -> `prepare` thread -> hand-over -> `decide` thread -> results
+"""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from e2e_perception.core.results import FrameResult, Health
 from e2e_perception.nodes.report import NodeReport
+from e2e_perception.runtime.hand_over import Call
+from e2e_perception.runtime.overlap import DecisionThread
 from e2e_perception.runtime.pipeline import Pipeline
 
 INBOX_SIZE = 1024
 INBOX_OVERFLOW = "inbox_overflow"
-HEARTBEAT_S = 0.5
-_LONGEST_WAIT_S = 0.1  # so that silence is noticed
+_LONGEST_WAIT_S = 0.1
 _SIM_TIME_WAIT_S = 0.01  # a simulated clock may run faster than ours, and does not wake us
+_STOP_S = 5.0  # patience with an engine that does not answer
 
 
 class PipelineWorker:
-    """Feeds a pipeline and hands on its results, in its own thread.
+    """Feeds a pipeline and hands on its results, in two threads of its own.
 
-    Callbacks leave their work with `submit`: a function that is called with the pipeline's thread as soon as
-    it is free. The inbox is bounded; when it is full the oldest work that may be lost is dropped and counted.
+    Callbacks leave their work with `submit`: a function that is called with the thread of the pipeline's
+    first half as soon as it is free. The inbox is bounded; when it is full the oldest work that may be lost
+    is dropped and counted.
     """
 
     def __init__(
@@ -35,43 +40,58 @@ class PipelineWorker:
         on_result: Callable[[FrameResult], None],
         on_heartbeat: Callable[[Health, int], None],
         report: NodeReport,
+        on_quiet: Callable[[bool], None] = lambda idle: None,
     ) -> None:
         """Prepare; `start` starts.
 
         Args:
-            pipeline: Used by this thread alone from `start` to `stop`.
+            pipeline: Used by these threads alone from `start` to `stop`.
             now_ns: The node's clock.
             sim_time: Whether that clock follows /clock.
             on_result: Called with each result.
-            on_heartbeat: Called with health and time where there was no result for `HEARTBEAT_S`.
+            on_heartbeat: Called with health and time where there was no result for a while.
             report: Gets errors and drops.
+            on_quiet: Called after each result: whether no further frame waits.
         """
         self._pipeline = pipeline
         self._now_ns = now_ns
-        self._sim_time = sim_time
-        self._on_result = on_result
-        self._on_heartbeat = on_heartbeat
+        self._longest_wait_s = _SIM_TIME_WAIT_S if sim_time else _LONGEST_WAIT_S
         self._report = report
         self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], bool]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._last_health_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
+        self._decisions = DecisionThread(
+            pipeline,
+            now_ns=now_ns,
+            sim_time=sim_time,
+            on_result=on_result,
+            on_heartbeat=on_heartbeat,
+            on_dropped=report.dropped,
+            guarded=report.guarded,
+            on_quiet=on_quiet,
+        )
 
     def start(self) -> None:
         """Begin to work."""
+        self._decisions.start()
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finish the work in hand, drop the rest, and end the thread."""
+    def stop(self) -> bool:
+        """Finish the work in hand, drop the rest, and end the threads.
+
+        Returns:
+            False if the engine does not answer; then neither it nor the pipeline may be used again.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        return self._decisions.stop(_STOP_S)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, may_be_lost: bool = False) -> None:
-        """Have a function called in the pipeline's thread; may be called from any thread.
+        """Have a function called in the thread of the first half; may be called from any thread.
 
         Args:
             function, arguments: The work.
@@ -85,6 +105,10 @@ class PipelineWorker:
                     self._report.dropped(INBOX_OVERFLOW)
             self._inbox.append((function, arguments, may_be_lost))
             self._wake.notify()
+
+    def between_frames(self, call: Call) -> None:
+        """Have something done in the thread of the second half, between two frames; it is never lost."""
+        self._decisions.between_frames(call)
 
     def _run(self) -> None:
         wait_s = 0.0
@@ -100,27 +124,15 @@ class PipelineWorker:
                 self._report.guarded(function, *arguments)
             now_ns = self._now_ns()
             if now_ns > 0:  # else /clock has not begun
-                self._report.guarded(self._step, now_ns)
-            self._report.guarded(self._beat, now_ns)
+                self._report.guarded(self._prepare, now_ns)
             wait_s = self._patience_s(now_ns)
 
-    def _step(self, now_ns: int) -> None:
-        results = self._pipeline.poll(now_ns)
-        if not results:
-            silent = self._pipeline.idle(now_ns)
-            results = [] if silent is None else [silent]
-        for result in results:
-            self._last_health_s = time.monotonic()
-            self._on_result(result)
-
-    def _beat(self, now_ns: int) -> None:
-        if time.monotonic() - self._last_health_s >= HEARTBEAT_S:
-            self._last_health_s = time.monotonic()
-            self._on_heartbeat(self._pipeline.health(now_ns), now_ns)
+    def _prepare(self, now_ns: int) -> None:
+        for ready in self._pipeline.preparation.poll(now_ns):
+            self._decisions.hand_over.put(ready)
 
     def _patience_s(self, now_ns: int) -> float:
-        longest = _SIM_TIME_WAIT_S if self._sim_time else _LONGEST_WAIT_S
         deadline_ns = self._pipeline.next_deadline_ns()
         if deadline_ns is None or deadline_ns <= now_ns:  # kept just now; nothing more to do until a message
-            return longest
-        return min(max((deadline_ns - now_ns) * 1e-9, 1e-3), longest)
+            return self._longest_wait_s
+        return min(max((deadline_ns - now_ns) * 1e-9, 1e-3), self._longest_wait_s)

@@ -83,6 +83,13 @@ class Perception:
     """
 
     def __init__(self, network: NetworkConfig, engine: InferenceEngine, config: StackConfig) -> None:
+        self._take(network, engine)
+        self.tracker = TrackManager(network, config.tracking)
+        self.selector = PlanSelector(network, config.planning)
+        self._still_theta_23 = network.bev_grid.sampling_theta(SE2(0.0, 0.0, 0.0))
+        self.forget()
+
+    def _take(self, network: NetworkConfig, engine: InferenceEngine) -> None:
         difference = tensor_contract(network).difference(engine.contract.to_json())
         if difference is not None:
             raise ContractError(
@@ -91,20 +98,36 @@ class Perception:
             )
         self.network = network
         self.engine = engine
-        self.tracker = TrackManager(network, config.tracking)
-        self.selector = PlanSelector(network, config.planning)
         recurrent = {name for name, _ in engine.contract.state}
         self._outputs = tuple(s for s in engine.contract.outputs if s.name not in recurrent)
-        self._still_theta_23 = network.bev_grid.sampling_theta(SE2(0.0, 0.0, 0.0))
-        self.forget()
 
     def forget(self) -> None:
         """Start a new timeline; identities go on."""
         self._memory: Place | None = None
         self._planned: Place | None = None
         self._bev_frames = 0  # that its memory goes back; 0: it remembers nothing
+        self._inherited: dict[str, NDArray[np.float32]] = {}  # the engine's state, from the one before
         self.tracker.forget()
         self.selector.reset()
+
+    def start_anew(self) -> None:
+        """Forget, the engine too: what it holds may be of a frame that was given up."""
+        self.forget()
+        self.engine.reset_state()
+
+    def switch(
+        self, engine: InferenceEngine, network: NetworkConfig, *, same_weights: bool
+    ) -> InferenceEngine:
+        """Go on with another engine; see `Pipeline.switch`."""
+        before, inherited = self.engine, dict[str, NDArray[np.float32]]()
+        if same_weights and self._bev_frames > 0:
+            inherited = self._inherited or before.state()
+        self._take(network, engine)
+        self._inherited = inherited
+        if not same_weights:
+            self._bev_frames = 0
+            self.tracker.forget_tokens()
+        return before
 
     def update(self, config: StackConfig) -> None:
         """Take new parameters."""
@@ -150,7 +173,9 @@ class Perception:
         return Perceived(tracks, plan, candidates)
 
     def _infer(self, prepared: PreparedFrame, base_from_memory: SE2 | None) -> dict[str, NDArray[np.float32]]:
+        inherited, self._inherited = self._inherited, {}
         inputs: dict[str, NDArray[Any]] = {
+            **inherited,
             **prepared.inputs,
             **self.tracker.inputs(prepared.stamp_ns, base_from_memory),
         }

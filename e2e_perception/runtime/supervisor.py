@@ -121,11 +121,20 @@ class SafetySupervisor:
         """
         silent_ns = self._silent_ns(now_ns)
         if silent_ns > self.config.silence_ms * 1e6:
-            self._good_frames = 0
-            self.state = max(self.state, SafetyState.MINIMAL_RISK)
-            self._come_to_rest(speed)
-            self.reasons = (f"no valid frame for {silent_ns * 1e-9:.1f} s",)
+            self.outage(speed, f"no valid frame for {silent_ns * 1e-9:.1f} s")
         return self.state, self.reasons
+
+    def outage(self, speed: float | None, reason: str) -> None:
+        """Nothing can be decided from frames, for whatever reason: at least a minimal-risk stop.
+
+        Args:
+            speed: Ego speed [m/s], None if unknown.
+            reason: To be said.
+        """
+        self._good_frames = 0
+        self.state = max(self.state, SafetyState.MINIMAL_RISK)
+        self._come_to_rest(speed)
+        self.reasons = (reason,)
 
     def note(self, reason: str) -> None:
         """Add something to say about this frame that costs no trust."""

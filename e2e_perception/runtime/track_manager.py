@@ -11,7 +11,7 @@ Legend: M remembered tracks at most, N of them alive, Q detections, K classes, D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,14 @@ class TrackManager:
         """Forget everything; identities start from 0 again."""
         self.forget()
         self._next_id = 0
+
+    def forget_tokens(self) -> None:
+        """Another network takes over: keep every track, but none of what the last network remembers of it.
+
+        A token of zeros is what a track has that was never seen: its count of sightings is zero, too, so that
+        the network trusts what it sees over what it is told.
+        """
+        self._state = replace(self._state, tokens_ND=np.zeros_like(self._state.tokens_ND))
 
     def inputs(self, stamp_ns: int, base_from_memory: SE2 | None) -> dict[str, NDArray[np.float32]]:
         """What the network is told of the remembered tracks.

@@ -26,7 +26,7 @@ from e2e_perception.core.rig import Rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.trajectories import Plan
 from e2e_perception.runtime.assembler import FrameAssembler, SensorSync
-from e2e_perception.runtime.pipeline import IDLE_PERIOD_NS
+from e2e_perception.runtime.decision import IDLE_PERIOD_NS
 from e2e_perception.simulation.closed_loop import PLAN_DELAY_NS, ClosedLoop
 from e2e_perception.simulation.ego_vehicle import TICK_NS
 

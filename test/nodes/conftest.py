@@ -76,6 +76,7 @@ def basics(bundle_dir: Path, tmp_path: Path) -> dict[str, object]:
         "engine.num_threads": 1,
         "supervisor.recovery_frames": 2,
         "supervisor.silence_ms": 10000.0,
+        "supervisor.engine_timeout_ms": 60000.0,
         "use_sim_time": True,
     }
 

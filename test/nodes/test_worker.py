@@ -20,6 +20,9 @@ class Report:
     def dropped(self, cause: str) -> None:
         self.drops.append(cause)
 
+    def guarded(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
 
 def test_a_full_inbox_gives_up_the_oldest_sensor_message_and_nothing_else() -> None:
     report: Any = Report()

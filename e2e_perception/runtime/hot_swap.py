@@ -1,0 +1,204 @@
+"""Another engine, loaded and warmed beside the one that drives.
+
+    begin -> (another thread) load, warm up -> outcome: LoadedEngine, or why not -> Pipeline.switch -> finish
+
+Until the switch nothing about the running engine changes, so whatever fails on the way costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e2e_perception.core.config import EngineConfig
+from e2e_perception.core.errors import BundleError
+from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.deploy.bundle import Bundle
+from e2e_perception.deploy.contract import tensor_contract
+from e2e_perception.deploy.engines import InferenceEngine, Log, configured_engine
+
+WARM_UP_RUNS = 3  # the first allocates, the second may still tune, the third is like all others
+# What tensors of the same shape mean; all else that differs between two networks is inside the graph.
+MEANINGS = ("cameras", "lidars", "radars", "grid", "bev_stride", "step_s", "frame_period_s")
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """Ready to take over."""
+
+    bundle: Bundle
+    config: EngineConfig
+    engine: InferenceEngine
+
+
+def check_fits(bundle: Bundle, network: NetworkConfig) -> None:
+    """Whether a bundle can take over from a network between two frames.
+
+    Args:
+        bundle: The new one.
+        network: That runs.
+    Raises:
+        BundleError: If its tensors differ in name, shape or meaning.
+    """
+    remedy = "deactivate, clean up and configure the node to change to it"
+    difference = tensor_contract(network).difference(bundle.contract.to_json())
+    if difference is not None:
+        raise BundleError(f"bundle {bundle} cannot take over while running: {difference}; {remedy}")
+    for name in MEANINGS:
+        there, here = getattr(bundle.network, name), getattr(network, name)
+        if there != here:
+            raise BundleError(
+                f"bundle {bundle} cannot take over while running: its {name} is {there}, the running "
+                f"network's is {here}; {remedy}"
+            )
+
+
+def warm_up(engine: InferenceEngine, inputs: Inputs | None = None) -> None:
+    """Let a fresh engine do what it does only once, and see whether it gives numbers at all.
+
+    Args:
+        engine: Fresh; it remembers nothing of this.
+        inputs: Contract inputs of a real frame, those that are missing are zero; None: all are zero, which is
+            no frame that could be, so that only the running counts.
+    Raises:
+        BundleError: If an output for a real frame is not finite.
+    """
+    fed = {spec.name: np.zeros(spec.shape, np.dtype(spec.dtype)) for spec in engine.contract.inputs}
+    for _, target in engine.contract.state:
+        del fed[target]
+    fed.update(inputs or {})
+    for _ in range(WARM_UP_RUNS):
+        for name, value in engine.infer(fed).items():
+            if inputs is not None and not np.isfinite(value).all():
+                raise BundleError(f"engine {engine.info} gives non-finite {name!r} for the last frame")
+    engine.reset_state()
+
+
+def load_engine(
+    bundle: Bundle,
+    config: EngineConfig,
+    inputs: Inputs | None = None,
+    *,
+    log: Log = lambda sentence: None,
+) -> InferenceEngine:
+    """An engine that is ready for its first frame.
+
+    Args:
+        bundle: To run.
+        config: On what.
+        inputs: See `warm_up`.
+        log: Gets a sentence about what costs time or trust.
+    Raises:
+        E2EPerceptionError: If it cannot run, does not compute what torch computes, or gives no numbers.
+    """
+    engine = configured_engine(bundle, config, log)
+    try:
+        warm_up(engine, inputs)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+class EngineSwap:
+    """One change of engine at a time.
+
+    All engines but the first are made and freed by one thread. With a new thread for each, every one of them
+    would get its own heap from the C library, and the resident memory would grow by 90 MB in ten changes.
+
+    `begin`, `outcome` and `close` are for one thread; `retire`, `fail` and `finish` for any.
+    """
+
+    def __init__(
+        self,
+        on_outcome: Callable[[], None],
+        load: Callable[[Bundle, EngineConfig, Inputs | None], InferenceEngine] = load_engine,
+    ) -> None:
+        """Nothing is under way.
+
+        Args:
+            on_outcome: Called from another thread when `outcome` has something to say.
+            load: Makes an engine.
+        """
+        self._on_outcome = on_outcome
+        self._load = load
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._wanted: EngineConfig | None = None
+        self._outcome: LoadedEngine | str | None = None
+        self._closed = False
+
+    @property
+    def wanted(self) -> EngineConfig | None:
+        """What is being changed to; None if nothing is."""
+        return self._wanted
+
+    def begin(self, bundle: Bundle, config: EngineConfig, inputs: Inputs | None = None) -> None:
+        """Load in the other thread; `outcome` tells what came of it.
+
+        Args:
+            bundle, config: What to run, and how.
+            inputs: See `warm_up`; not written to.
+        """
+        assert self._wanted is None, "one at a time"
+        self._wanted = config
+        self._jobs.put(lambda: self._try(bundle, config, inputs))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
+            self._thread.start()
+
+    def outcome(self) -> LoadedEngine | str | None:
+        """The engine, or why there is none, once; None: nothing new. After either, `finish`."""
+        with self._lock:
+            outcome, self._outcome = self._outcome, None
+            return outcome
+
+    def retire(self, engine: InferenceEngine) -> None:
+        """Free an engine that another has replaced, without anybody waiting for it."""
+        self._jobs.put(engine.close)
+
+    def fail(self, why: str) -> None:
+        """The engine was loaded, but could not take over."""
+        self._settle(why)
+
+    def finish(self) -> None:
+        """The change is made, or given up; another may begin."""
+        self._wanted = None
+
+    def close(self) -> None:
+        """Nobody wants an engine any more; one that is still being loaded is freed when it comes."""
+        with self._lock:
+            self._closed = True
+            left, self._outcome = self._outcome, None
+        if isinstance(left, LoadedEngine):
+            left.engine.close()
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _try(self, bundle: Bundle, config: EngineConfig, inputs: Inputs | None) -> None:
+        try:
+            self._settle(LoadedEngine(bundle, config, self._load(bundle, config, inputs)))
+        except Exception as error:  # noqa: BLE001 - whatever an inference library throws; it is reported
+            self._settle(f"bundle {bundle} on {config.backend}: {type(error).__name__}: {error}")
+
+    def _settle(self, outcome: LoadedEngine | str) -> None:
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._outcome = outcome
+        if not closed:
+            self._on_outcome()
+        elif isinstance(outcome, LoadedEngine):
+            outcome.engine.close()
