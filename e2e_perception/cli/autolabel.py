@@ -13,6 +13,7 @@ import typer
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
 from e2e_perception.cli.options import DATASET_HELP, JsonOption
 from e2e_perception.cli.places import check_file_place
+from e2e_perception.core.config import EngineConfig, validated
 from e2e_perception.core.errors import InputError
 
 
@@ -20,7 +21,9 @@ def autolabel(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help=DATASET_HELP)],
     out: Annotated[Path, typer.Option(help="File of the layer, for `label`; there must be none yet.")],
     bundle: Annotated[str, typer.Option(help="That looks at the clips; take the best there is.")] = "tiny",
-    backend: Annotated[str, typer.Option(help="`onnxruntime`, `torch` or `auto`.")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(help="`onnxruntime`, `tensorrt`, `tensorrt-rtx`, `torch` or `auto`.")
+    ] = "onnxruntime",
     least_sightings: Annotated[
         int, typer.Option(min=1, max=1000, help="Detections below which an object is left out.")
     ] = 5,
@@ -41,7 +44,7 @@ def autolabel(
     from e2e_perception.data.label_layers import LayerRow, write_layer
     from e2e_perception.data.relabelling import network_of, opened_dataset
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
 
     opened = opened_dataset(dataset)
     if out.exists():
@@ -55,7 +58,7 @@ def autolabel(
     by_class: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     frames = tracks = bad_frames = 0
-    engine = create_engine(loaded, backend)
+    engine = configured_engine(loaded, validated(EngineConfig, {"backend": backend}, "--backend"), log)
     try:
         with progress_bar("labelling", sum(shard.frames for shard in shards)) as progress:
             for shard, store in zip(shards, opened.stores(), strict=True):

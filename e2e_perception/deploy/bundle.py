@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,24 +216,28 @@ def write_checksums(path: Path) -> None:
 
 
 def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
-    """Check a bundle, and its graph's interface where ONNX Runtime is installed.
+    """Check a bundle; where ONNX Runtime is installed, also its graph against what torch computed.
 
     Returns:
         (what was checked, what was found) for each check.
     Raises:
         BundleError: At the first check that fails.
+        EngineMismatchError: If the graph does not give what torch gave in the recorded rollout.
     """
+    from e2e_perception.core.config import EngineConfig
     from e2e_perception.core.errors import EngineUnavailableError
-    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.engines import configured_engine
     from e2e_perception.deploy.rollouts import load_rollout
 
     bundle = load_bundle(path_or_name)
-    try:
-        engine = create_engine(bundle, "onnxruntime", 1)
-        graph = f"loads, and has the contract's tensors ({engine.info})"
-        engine.close()
-    except EngineUnavailableError as error:
-        graph = f"not checked: {error}"
+    with tempfile.TemporaryDirectory() as scratch:  # what was found at an earlier time does not count
+        config = EngineConfig(backend="onnxruntime", num_threads=1, cache_directory=scratch)
+        try:
+            engine = configured_engine(bundle, config, lambda sentence: None)
+            graph = f"loads, and has the contract's tensors ({engine.info})"
+            engine.close()
+        except EngineUnavailableError as error:
+            graph = f"not checked: {error}"
     rollout = "none: engines cannot be checked against torch"
     if bundle.rollout_path is not None:
         recorded = load_rollout(bundle.rollout_path, bundle.network)
