@@ -198,6 +198,13 @@ class SupervisorConfig(Section):
         ge=50,
         le=60000,
     )
+    load_timeout_s: float = tunable(
+        600.0,
+        "Another engine that is not ready after so long is given up, and the one before goes on.",
+        unit="s",
+        ge=1,
+        le=7200,
+    )
     recovery_frames: int = tunable(10, "Good frames until the state improves by one step.", ge=1, le=200)
     max_bad_frames: int = tunable(
         3, "Unusable or far too late frames in a row until a minimal-risk stop.", ge=1, le=50

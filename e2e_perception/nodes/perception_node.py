@@ -330,6 +330,8 @@ class PerceptionNode(LifecycleNode):
             self.report.problem(NO_CLOCK, "use_sim_time is set, but nothing has come on /clock yet")
         else:
             self.report.solved(NO_CLOCK)
+        if self._stack is not None:
+            self._stack.swap.give_up(self._stack_parameters.config.supervisor.load_timeout_s)
         if self._inputs is not None:
             self._inputs.check()
         if self._events is not None:

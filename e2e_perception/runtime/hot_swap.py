@@ -8,6 +8,7 @@ Until the switch nothing about the running engine changes, so whatever fails on 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -114,7 +115,7 @@ class EngineSwap:
     All engines but the first are made and freed by one thread. With a new thread for each, every one of them
     would get its own heap from the C library, and the resident memory would grow by 90 MB in ten changes.
 
-    `begin`, `outcome` and `close` are for one thread; `retire`, `fail` and `finish` for any.
+    `begin`, `outcome`, `give_up` and `close` are for one thread; `retire`, `fail` and `finish` for any.
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class EngineSwap:
         self._thread: threading.Thread | None = None
         self._wanted: EngineConfig | None = None
         self._outcome: LoadedEngine | str | None = None
+        self._began_s: float | None = None  # None: nothing is being loaded
+        self._attempt = 0  # what comes of an earlier one is of no use to anybody
         self._closed = False
 
     @property
@@ -151,10 +154,36 @@ class EngineSwap:
         """
         assert self._wanted is None, "one at a time"
         self._wanted = config
-        self._jobs.put(lambda: self._try(bundle, config, inputs))
+        with self._lock:
+            self._began_s = time.monotonic()
+            attempt = self._attempt
+        self._jobs.put(lambda: self._try(attempt, bundle, config, inputs))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
+            self._thread = threading.Thread(target=_work_off, args=[self._jobs], name="engines", daemon=True)
             self._thread.start()
+
+    def give_up(self, after_s: float) -> None:
+        """Wait no longer for an engine that is still not loaded; then that is the outcome.
+
+        Call it regularly. A library that hangs keeps its thread; another change gets a new one. Should the
+        engine come after all, it is freed.
+
+        Args:
+            after_s: Since `begin` [s].
+        """
+        with self._lock:
+            if self._began_s is None or time.monotonic() - self._began_s < after_s:
+                return
+            assert self._wanted is not None
+            self._outcome = (
+                f"bundle {self._wanted.bundle} on {self._wanted.backend}: not loaded within {after_s:g} s "
+                "(supervisor.load_timeout_s)"
+            )
+            self._began_s = None
+            self._attempt += 1
+            self._jobs.put(None)
+            self._jobs, self._thread = SimpleQueue(), None
+        self._on_outcome()
 
     def outcome(self) -> LoadedEngine | str | None:
         """The engine, or why there is none, once; None: nothing new. After either, `finish`."""
@@ -168,7 +197,7 @@ class EngineSwap:
 
     def fail(self, why: str) -> None:
         """The engine was loaded, but could not take over."""
-        self._settle(why)
+        self._settle(self._attempt, why)
 
     def finish(self) -> None:
         """The change is made, or given up; another may begin."""
@@ -183,22 +212,23 @@ class EngineSwap:
             left.engine.close()
         self._jobs.put(None)
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def _try(self, bundle: Bundle, config: EngineConfig, inputs: Inputs | None) -> None:
+    def _try(self, attempt: int, bundle: Bundle, config: EngineConfig, inputs: Inputs | None) -> None:
         try:
-            self._settle(LoadedEngine(bundle, config, self._load(bundle, config, inputs)))
+            self._settle(attempt, LoadedEngine(bundle, config, self._load(bundle, config, inputs)))
         except Exception as error:  # noqa: BLE001 - whatever an inference library throws; it is reported
-            self._settle(f"bundle {bundle} on {config.backend}: {type(error).__name__}: {error}")
+            self._settle(attempt, f"bundle {bundle} on {config.backend}: {type(error).__name__}: {error}")
 
-    def _settle(self, outcome: LoadedEngine | str) -> None:
+    def _settle(self, attempt: int, outcome: LoadedEngine | str) -> None:
         with self._lock:
-            closed = self._closed
-            if not closed:
-                self._outcome = outcome
-        if not closed:
+            wanted = not self._closed and attempt == self._attempt
+            if wanted:
+                self._outcome, self._began_s = outcome, None
+        if wanted:
             self._on_outcome()
         elif isinstance(outcome, LoadedEngine):
             outcome.engine.close()
+
+
+def _work_off(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()

@@ -82,9 +82,9 @@ class Watchdog:
             self._on_overdue(taken_s)
 
     def _wait_s(self) -> float:
-        """Until there may be something to say."""
+        """Until there may be something to say; never long, since the limit may be lowered meanwhile."""
         limit_s = self._limit_s()
         if self._since_s is None:
-            return limit_s
+            return min(limit_s, self._repeat_s)
         due_s = self._since_s + limit_s if self._called_s is None else self._called_s + self._repeat_s
-        return due_s - time.monotonic()
+        return min(due_s - time.monotonic(), self._repeat_s)

@@ -159,3 +159,15 @@ def test_work_that_raises_is_done() -> None:
     with pytest.raises(OSError, match="gone"), dog.watching():
         raise OSError("gone")
     assert dog._since_s is None
+
+
+def test_a_limit_that_is_lowered_holds_for_the_work_in_hand() -> None:
+    limit_s, called = [3600.0], threading.Event()
+    dog = Watchdog(lambda: limit_s[0], lambda taken_s: called.set(), repeat_s=0.01)
+    dog.start()
+    try:
+        with dog.watching():
+            limit_s[0] = 0.0
+            assert called.wait(60.0)
+    finally:
+        dog.stop()

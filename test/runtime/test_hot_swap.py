@@ -201,3 +201,35 @@ def test_a_bundle_of_another_name_is_told_by_it() -> None:
     odd = replace(bundle(NETWORK.model_copy(update={"num_queries": 9})), name="wide")
     with pytest.raises(BundleError, match=r"bundle wide 000000000000 cannot take over"):
         check_fits(odd, NETWORK)
+
+
+def test_who_is_not_loaded_in_time_is_given_up_and_freed_if_it_comes_after_all() -> None:
+    late, next_one = ClosableEngine(), ClosableEngine()
+    swapping = Swapping(late)
+    swap = swapping.swap
+    swap.give_up(0.0)
+    assert not swapping.told.is_set(), "nothing is being loaded"
+    swap.begin(bundle(), CONFIG)
+    swap.give_up(3600.0)
+    assert swap.outcome() is None
+    swap.give_up(0.0)
+    assert swapping.told_outcome() == (
+        "bundle other on onnxruntime: not loaded within 0 s (supervisor.load_timeout_s)"
+    )
+    swap.finish()
+    swap.give_up(0.0)
+    assert swap.outcome() is None
+
+    hung, let_go = swapping.let_go, threading.Event()
+    swapping.let_go, swapping.made = let_go, next_one  # another may be loaded while that one hangs
+    let_go.set()
+    swap.begin(bundle(), CONFIG)
+    outcome = swapping.told_outcome()
+    assert isinstance(outcome, LoadedEngine) and outcome.engine is next_one
+    swapping.made = late
+    freed = threading.Event()
+    late.close = freed.set  # type: ignore[method-assign]
+    hung.set()
+    assert freed.wait(PATIENCE_S)
+    assert not swapping.told.is_set() and swap.outcome() is None
+    assert not next_one.closed
