@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
@@ -33,6 +32,7 @@ from e2e_perception.deploy.bundle import (
     write_checksums,
 )
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
+from e2e_perception.deploy.engine_graph import HALF_TYPES, engine_graph, rounded_in_float32
 from e2e_perception.deploy.engines import InferenceEngine
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.torch_engine import TorchEngine, load_network
@@ -229,7 +229,7 @@ def export_bundle(
                 f"at most {PARITY_TOLERANCE:.0e} is allowed"
             )
         recorded = settled_rollout(
-            engine, model, rollouts or _generated(model.config), manifest["cost_weights"]
+            fresh / "model.onnx", model, rollouts or _generated(model.config), manifest["cost_weights"]
         )
         save_rollout(recorded, fresh / ROLLOUT)
         manifest["parity"] = {
@@ -245,7 +245,7 @@ def export_bundle(
 
 
 def settled_rollout(
-    engine: InferenceEngine,
+    graph: Path,
     weights: JointNetwork,
     rollouts: Sequence[RolloutFrames],
     cost_weights: Mapping[str, float],
@@ -254,32 +254,45 @@ def settled_rollout(
 
     Now and then rounding alone decides which of two objects is the twenty-fourth surest, or which of two
     associations is likelier, and outputs jump. Such frames say nothing about other engines. Preferred are
-    frames in which nothing jumps when the weights are rounded to half precision either.
+    frames in which nothing jumps in half precision either.
 
     Args:
-        engine: The exported graph in float32.
+        graph: Of the network in float32, as exported.
         weights: The network.
         rollouts: Frames to choose from.
         cost_weights: To choose a plan.
     Raises:
-        EngineMismatchError: If the engine stays within half of float32's tolerance in none of them.
+        EngineMismatchError: If the graph stays within half of float32's tolerance in none of them.
     """
     network = weights.config
+    contract = tensor_contract(network)
     reference = TorchEngine(weights, network, num_threads=0)
-    rounded = copy.deepcopy(weights)
-    rounded.load_state_dict({k: v.half().to(v.dtype) for k, v in rounded.state_dict().items()})
-    rough, half = TorchEngine(rounded, network, num_threads=0), TOLERANCES["float16"]
+    engine = OnnxRuntimeEngine(graph, contract, num_threads=1)
     settled: list[RecordedRollout] = []
     refused = ""
-    for frames in rollouts:
-        recorded = record(reference, frames, network)
-        found = compare(engine, recorded, network, cost_weights)
-        refused = refusal(found, TOLERANCES["float32"], share=SETTLED)
-        if refused:
-            continue
-        settled.append(recorded)
-        if not refusal(compare(rough, recorded, network, cost_weights, least_score=half.least_score), half):
-            return recorded
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = {}
+        for precision in HALF_TYPES:
+            path = Path(scratch) / f"{precision}.onnx"
+            onnx.save(rounded_in_float32(engine_graph(graph, precision).model), str(path))
+            rounded[precision] = OnnxRuntimeEngine(path, contract, num_threads=1)
+
+        def jumps(precision: str, recorded: RecordedRollout) -> str:
+            tolerance = TOLERANCES[precision]
+            found = compare(
+                rounded[precision], recorded, network, cost_weights, least_score=tolerance.least_score
+            )
+            return refusal(found, tolerance)
+
+        for frames in rollouts:
+            recorded = record(reference, frames, network)
+            found = compare(engine, recorded, network, cost_weights)
+            refused = refusal(found, TOLERANCES["float32"], share=SETTLED)
+            if refused:
+                continue
+            settled.append(recorded)
+            if not any(jumps(precision, recorded) for precision in rounded):
+                return recorded
     if not settled:
         raise EngineMismatchError(
             f"the graph in float32 differs from torch over each of {len(rollouts)} rollouts, the last by "
@@ -305,7 +318,7 @@ def with_rollout(bundle: Bundle, out: Path, rollouts: Sequence[RolloutFrames] = 
             f"{bundle} is {bundle.precision} and holds the rollout of the float32 bundle it was made from"
         )
     recorded = settled_rollout(
-        OnnxRuntimeEngine(bundle.model_path, bundle.contract, num_threads=1),
+        bundle.model_path,
         load_network(bundle.weights_path, bundle.network),
         rollouts or _generated(bundle.network),
         bundle.cost_weights,

@@ -72,7 +72,7 @@ def quantize_bundle(
         num_quantized = quantize_graph(bundle.model_path, graph, _complete(frames, bundle, on_frame))
         shutil.copyfile(bundle.weights_path, fresh / "weights.safetensors")
         recorded = settled_rollout(
-            OnnxRuntimeEngine(bundle.model_path, bundle.contract),
+            bundle.model_path,
             load_network(bundle.weights_path, bundle.network),
             rollouts,
             bundle.cost_weights,

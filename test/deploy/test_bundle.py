@@ -434,6 +434,7 @@ def test_inputs_off_the_contract_are_refused(
 def test_the_shipped_bundles_graph_is_that_of_the_networks_source() -> None:
     for path in sorted((Path(__file__).resolve().parents[2] / "resource" / "bundles").iterdir()):
         bundle = load_bundle(path)
+        assert "; checked against torch" in dict(verify_bundle(path))["graph"]
         graph, source = (create_engine(bundle, name, num_threads=1) for name in ("onnxruntime", "torch"))
         differences = rollout_difference(graph, source, bundle.network, num_frames=2, seed=0)
         assert max(differences.values()) < PARITY_TOLERANCE, differences
