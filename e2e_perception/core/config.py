@@ -43,11 +43,9 @@ def tunable(
 
 
 class EngineConfig(Section):
-    """Which bundle runs on which inference backend.
+    """Which bundle runs on which inference backend."""
 
-    Changed while running, the new engine is loaded beside the old one, which goes on until it is warm.
-    """
-
+    # Changed while running, the new engine is loaded beside the old one, which goes on until it is warm.
     bundle: str = tunable(
         "tiny",
         "Bundle directory, or the name of a bundle shipped in resource/bundles.",
