@@ -8,7 +8,7 @@ An entry is a directory named after its key, with the compiled bytes and a sidec
 
 It appears whole or not at all. What is damaged, was made for another key, or lies where others may write is
 never handed out; it is built again, and the log says why. A cache that cannot be written costs time, not
-function.
+function. Whatever is kept pushes out what was not used for longest, beyond `MOST_ENTRIES`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ Log = Callable[[str], None]
 PAYLOAD = "engine.bin"
 SIDECAR = "entry.json"
 LOCK_WAIT_S = 900.0  # the largest network takes minutes to compile on a small robot
+MOST_ENTRIES = 32  # an engine comes with up to three: itself, its kernels, its parity with torch
+_STALE_S = 86400.0  # nothing is built for a day
 _POLL_S = 0.05
 
 
@@ -119,17 +123,30 @@ class EngineCache:
                 raise ValueError(f"it was made for {sidecar['key']}")
             if sidecar["size"] != len(engine) or sidecar["sha256"] != hashlib.sha256(engine).hexdigest():
                 raise ValueError("its content is not what was written")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log(f"cached engine {entry} is not used: {error}; it is built again")
             return None
+        with contextlib.suppress(OSError):
+            os.utime(entry / SIDECAR)  # what is used stays when the cache is pruned
         return engine
+
+    def holds(self, key: EngineKey) -> bool:
+        """Whether the next start will find an engine of this key."""
+        return self._read(key, lambda sentence: None) is not None
+
+    def discard(self, key: EngineKey, why: str) -> None:
+        """Remove an entry that is whole and all the same of no use; the log says why."""
+        entry = self.directory / key.digest
+        self._log(f"cached engine {entry} is removed: {why}; it is built again")
+        with self._locked(key):
+            shutil.rmtree(entry, ignore_errors=True)
 
     def write_note(self, key: EngineKey, name: str, note: Mapping[str, Any]) -> None:
         """Keep something that was found out about an entry; without an entry, or a place for it, nothing."""
         entry = self.directory / key.digest
         if not (entry / SIDECAR).is_file():
             return
-        scratch = entry / f".{name}.{os.getpid()}"
+        scratch = entry / f".{name}.{os.getpid()}.{threading.get_ident()}"
         try:
             scratch.write_text(json.dumps(dict(note), indent=1, sort_keys=True) + "\n", encoding="utf-8")
             scratch.replace(entry / f"{name}.json")
@@ -144,7 +161,7 @@ class EngineCache:
         try:
             self._check_owner(entry)
             note = json.loads((entry / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return note if isinstance(note, dict) else None
 
@@ -169,35 +186,49 @@ class EngineCache:
                 fresh.rename(entry)
         except OSError as error:
             self._log(f"engine not kept in {self.directory}: {error}; the next start builds it again")
+        else:
+            self.prune(MOST_ENTRIES)
 
     @contextlib.contextmanager
     def _locked(self, key: EngineKey) -> Iterator[None]:
         """Hold a key against other processes; the system lets go of it when a process dies."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.directory / f"{key.digest}.lock").open("ab")
+            lock = self._acquire(key)
         except OSError as error:
             self._log(f"engine cache {self.directory} cannot be used: {error}; the engine is built each time")
             yield
             return
         with lock:
-            deadline_s = time.monotonic() + LOCK_WAIT_S
-            waited = False
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not waited:
-                        self._log(f"another process builds engine {key.digest}; waiting for it")
-                        waited = True
+            yield
+
+    def _acquire(self, key: EngineKey) -> io.BufferedWriter:
+        """The open lock of a key; held, unless the file system has no locks."""
+        path = self.directory / f"{key.digest}.lock"
+        deadline_s = time.monotonic() + LOCK_WAIT_S
+        waited = False
+        while True:
+            lock = path.open("ab")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                if not waited:
+                    self._log(f"another process builds engine {key.digest}; waiting for it")
+                    waited = True
                 if time.monotonic() > deadline_s:
                     raise EngineUnavailableError(
                         f"another process has been building engine {key.digest} for more than "
-                        f"{LOCK_WAIT_S:.0f} s; see who holds {lock.name}, or use another cache directory"
-                    )
+                        f"{LOCK_WAIT_S:.0f} s; see who holds {path}, or use another cache directory"
+                    ) from None
                 time.sleep(_POLL_S)
-            yield
+            except OSError as error:  # such as ENOLCK of a network file system
+                self._log(f"{path} cannot be locked: {error}; another process may build the same engine too")
+                return lock
+            else:
+                if _is_at(lock, path):
+                    return lock
+                lock.close()  # somebody pruned the file between opening and locking
 
     def _check_owner(self, entry: Path) -> None:
         """An engine is code: one that somebody else could have written is none of ours."""
@@ -206,18 +237,42 @@ class EngineCache:
             if status.st_uid != os.geteuid():
                 raise ValueError(f"{path} belongs to user {status.st_uid}")
             if stat.S_IMODE(status.st_mode) & 0o022:
-                raise ValueError(f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o})")
+                mode = stat.S_IMODE(status.st_mode)
+                raise ValueError(f"{path} can be written by others (mode {mode:o}); `chmod go-w {path}`")
 
     def prune(self, keep: int) -> int:
-        """Remove all but the newest entries.
+        """Remove all but the entries used last, and what builds that died more than a day ago left behind.
+
+        Any number of processes may do so at once, and beside others that build.
 
         Returns:
-            How many were removed.
+            How many entries were removed.
         """
-        if not self.directory.is_dir():
-            return 0
-        entries = [path for path in self.directory.iterdir() if (path / SIDECAR).is_file()]
-        entries.sort(key=lambda path: (path / SIDECAR).stat().st_mtime, reverse=True)
-        for path in entries[keep:]:
+        used_s = {path.parent: _age_s(path) for path in self.directory.glob(f"*/{SIDECAR}")}
+        removed = sorted(used_s, key=lambda entry: used_s[entry])[keep:]
+        unfinished = [path for path in self.directory.glob(".building.*") if _age_s(path) > _STALE_S]
+        for path in (*removed, *unfinished):
             shutil.rmtree(path, ignore_errors=True)
-        return len(entries[keep:])
+        for path in self.directory.glob("*.lock"):
+            if _age_s(path) > _STALE_S and not path.with_suffix("").exists():
+                # Held while it goes; who opened it before looks again whether it is still there.
+                with contextlib.suppress(OSError), path.open("r+b") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+        return len(removed)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a file was changed; nothing if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_at(file: io.BufferedWriter, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False

@@ -146,7 +146,7 @@ def compare(
         least_score: See `Tolerance`.
     Returns:
         Largest difference of any frame, by output name, `PLAN_ERROR`, `LOST` and `SWAPPED`; infinite where
-        the engine's output is not finite.
+        the engine's output is not finite, NaN where two cannot be compared.
     """
     worst: dict[str, float] = dict.fromkeys((*rollout.outputs, PLAN_ERROR, LOST, SWAPPED), 0.0)
     weights_K = np.array([cost_weights[term] for term in COST_TERMS])
@@ -154,7 +154,7 @@ def compare(
     remembered = np.zeros(slots, np.bool_)
 
     def note(name: str, value: float) -> None:
-        worst[name] = max(worst[name], value)
+        worst[name] = float(np.maximum(worst[name], value))  # unlike `max`, NaN stays
 
     def visit(index: int, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
         nonlocal remembered
@@ -221,7 +221,13 @@ def excess(
     allowed = {name: share * most for name, most in tolerance.outputs.items()}
     allowed |= {PLAN_ERROR: share * tolerance.plan, LOST: 0.0, SWAPPED: 0.0}
     out = {k: (v, allowed[k]) for k, v in differences.items() if not v <= allowed[k]}
-    return dict(sorted(out.items(), key=lambda item: -item[1][0] / max(item[1][1], 1e-9)))
+    # NaN is as bad as it gets, and would leave the others unsorted.
+    return dict(
+        sorted(
+            out.items(),
+            key=lambda item: -np.nan_to_num(item[1][0], nan=np.inf, posinf=np.inf) / max(item[1][1], 1e-9),
+        )
+    )
 
 
 def refusal(differences: Mapping[str, float], tolerance: Tolerance, *, share: float = 1.0) -> str:

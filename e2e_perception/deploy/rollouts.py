@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ RECORDED_CELLS = 256
 LEAST_LOG_PROBABILITY = -30.0  # as the network clips `affinity`
 BLOCK = 4  # [px] each way
 VERSION = 1
+# What reading a damaged or hostile archive raises.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 GENERATED_STEP = SE2(1.0, 0.0, 0.01)  # ego motion between generated frames
 PER_QUERY = ("query_scores", "query_boxes", "query_log_var", "query_tokens")
 PER_OBJECT = ("object_modes", "object_futures", "object_futures_log_var")
@@ -292,27 +298,28 @@ def load_rollout(path: Path, network: NetworkConfig) -> RecordedRollout:
     """Read what `save_rollout` wrote.
 
     Raises:
-        BundleError: If it is damaged, or was recorded for another size of network.
+        BundleError: If it is damaged or empty, or was recorded for another size of network.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         about = json.loads(str(arrays["about"]))
         if about["version"] != VERSION:
-            raise BundleError(f"{path}: version {about['version']!r}, this release reads {VERSION}")
-        frames = _stored_frames(about, arrays, network)
-        outputs = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith("output/")}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, BundleError):
-            raise
+            raise BundleError(f"version {about['version']!r}, this release reads {VERSION}")
+        num_frames = int(about["frames"])
+        if num_frames < 1:
+            raise BundleError(f"{num_frames} frames, expected at least 1; record it again")
+        cells = recorded_cells(network)
+        outputs = {
+            name: _finite(f"output {name!r}", arrays.get(f"output/{name}"), shape).astype(np.float32)
+            for name, shape in _recorded_shapes(network, num_frames, len(cells)).items()
+        }
+        frames = _stored_frames(about, num_frames, arrays, network)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    except _UNREADABLE as error:
         raise BundleError(f"{path} is no recorded rollout: {error}; record it again") from error
-    cells = recorded_cells(network)
-    expected = _recorded_shapes(network, len(frames.inputs), len(cells))
-    for name, shape in expected.items():
-        got = outputs[name].shape if name in outputs else "missing"
-        if got != shape:
-            raise BundleError(f"{path}: output {name!r} is {got}, expected {shape}; record it again")
-    return RecordedRollout(frames, {name: outputs[name].astype(np.float32) for name in expected}, cells)
+    return RecordedRollout(frames, outputs, cells)
 
 
 def moved_boxes(boxes_N10: NDArray[np.float32], memory_from_base: SE2, seconds: float) -> NDArray[np.float32]:
@@ -329,21 +336,49 @@ def moved_boxes(boxes_N10: NDArray[np.float32], memory_from_base: SE2, seconds: 
     return moved.astype(np.float32)
 
 
-def _stored_frames(about: Mapping[str, Any], arrays: Tensors, network: NetworkConfig) -> RolloutFrames:
+def _stored_frames(
+    about: Mapping[str, Any], num_frames: int, arrays: Mapping[str, NDArray[Any]], network: NetworkConfig
+) -> RolloutFrames:
     if about["seed"] is not None:
-        return generated_frames(network, num_frames=int(about["frames"]), seed=int(about["seed"]))
-    specs = {spec.name: spec for spec in tensor_contract(network).inputs if spec.name not in _FED_BACK}
-    stacked = {name: arrays[f"input/{name}"] for name in specs}
-    stacked["images"] = _unblocked(stacked["images"])
-    frames = []
-    for t in range(int(about["frames"])):
-        frame = {name: stacked[name][t].astype(spec.dtype) for name, spec in specs.items()}
-        for name, spec in specs.items():
-            if frame[name].shape != spec.shape:
-                raise ValueError(f"input {name!r} is {frame[name].shape}, expected {spec.shape}")
-        frames.append(frame)
-    steps = tuple(SE2(*map(float, row)) for row in arrays["memory_from_base"])
-    return RolloutFrames(str(about["source"]), tuple(frames), steps)
+        return generated_frames(network, num_frames=num_frames, seed=int(about["seed"]))
+    stacked = {}
+    for spec in tensor_contract(network).inputs:
+        if spec.name in _FED_BACK:
+            continue
+        shape, stored = (num_frames, *spec.shape), arrays.get(f"input/{spec.name}")
+        if spec.name == "images":
+            *lead, h, w, c = shape
+            blocks = (*lead, h // BLOCK, w // BLOCK, c)
+            stacked[spec.name] = _unblocked(_finite("input 'images'", stored, blocks, ("uint8",)))
+        else:
+            stacked[spec.name] = _finite(f"input {spec.name!r}", stored, shape).astype(spec.dtype)
+    motions_T3 = _finite("memory_from_base", arrays.get("memory_from_base"), (num_frames, 3), ("float64",))
+    return RolloutFrames(
+        str(about["source"]),
+        tuple({name: values[t] for name, values in stacked.items()} for t in range(num_frames)),
+        tuple(SE2(*map(float, row)) for row in motions_T3),
+    )
+
+
+def _finite(
+    what: str,
+    stored: NDArray[Any] | None,
+    shape: tuple[int, ...],
+    dtypes: tuple[str, ...] = ("float16", "float32"),
+) -> NDArray[Any]:
+    """What is stored, if it is what `save_rollout` writes.
+
+    Raises:
+        BundleError: If it is missing, of another shape or type, or not finite throughout.
+    """
+    if stored is None or stored.shape != shape:
+        got = "missing" if stored is None else stored.shape
+        raise BundleError(f"{what} is {got}, expected {shape}; record it again")
+    if str(stored.dtype) not in dtypes:
+        raise BundleError(f"{what} is {stored.dtype}, expected {' or '.join(dtypes)}; record it again")
+    if not np.isfinite(stored).all():
+        raise BundleError(f"{what} is not finite throughout; record it again")
+    return stored
 
 
 def _recorded_shapes(network: NetworkConfig, t: int, g: int) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,8 @@ import errno
 import json
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +216,122 @@ def test_notes_are_kept_beside_an_entry_and_go_with_it(cache: EngineCache) -> No
     (entry_of(cache) / PAYLOAD).write_bytes(b"")
     cache.get_or_build(KEY, lambda: CONTENT)
     assert cache.read_note(KEY, "parity") is None
+
+
+def test_notes_of_two_threads_do_not_share_a_scratch_file(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.get_or_build(KEY, lambda: CONTENT)
+    scratch: list[str] = []
+    replace = Path.replace
+
+    def remember(path: Path, target: Path) -> Path:
+        scratch.append(path.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", remember)
+    cache.write_note(KEY, "parity", {"worst": 1.0})
+    other = threading.Thread(target=cache.write_note, args=(KEY, "parity", {"worst": 2.0}))
+    other.start()
+    other.join()
+    assert len(scratch) == len(set(scratch)) == 2
+
+
+def test_a_note_nested_without_end_is_none(cache: EngineCache, said: list[str]) -> None:
+    cache.get_or_build(KEY, lambda: CONTENT)
+    (entry_of(cache) / "parity.json").write_text("[" * 100_000)
+    assert cache.read_note(KEY, "parity") is None
+    (entry_of(cache) / SIDECAR).write_text("[" * 100_000)
+    assert cache.lookup(KEY) is None
+    assert "is not used" in said[0]
+
+
+def test_what_is_discarded_is_built_again(cache: EngineCache, said: list[str]) -> None:
+    cache.get_or_build(KEY, lambda: CONTENT)
+    assert cache.holds(KEY)
+    cache.discard(KEY, "the library cannot load it")
+    assert not cache.holds(KEY)
+    assert said == [
+        f"cached engine {entry_of(cache)} is removed: the library cannot load it; it is built again"
+    ]
+    assert cache.get_or_build(KEY, lambda: CONTENT) == (CONTENT, False)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o000])
+def test_a_generous_umask_opens_the_cache_to_nobody(cache: EngineCache, said: list[str], umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        cache.get_or_build(KEY, lambda: CONTENT)
+    finally:
+        os.umask(before)
+    for path in (cache.directory, entry_of(cache)):
+        assert path.stat().st_mode & 0o077 == 0
+    assert cache.get_or_build(KEY, never) == (CONTENT, True)
+    cache.directory.chmod(0o775)
+    assert cache.lookup(KEY) is None
+    assert f"(mode 775); `chmod go-w {cache.directory}`; it is built again" in said[0]
+
+
+def test_a_file_system_without_locks_costs_no_engine(
+    cache: EngineCache, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(engine_cache.fcntl, "flock", no_locks)
+    assert cache.get_or_build(KEY, lambda: CONTENT) == (CONTENT, False)
+    assert cache.get_or_build(KEY, never) == (CONTENT, True)
+    assert len(said) == 1 and "cannot be locked" in said[0] and os.strerror(errno.ENOLCK) in said[0]
+
+
+def test_a_lock_that_was_removed_while_it_was_opened_is_opened_again(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = cache.directory / f"{KEY.digest}.lock"
+    flock = engine_cache.fcntl.flock
+    removals = iter([lock])
+
+    def removed_before(file: object, operation: int) -> None:
+        for path in removals:
+            path.unlink()
+        flock(file, operation)
+
+    def build() -> bytes:
+        with lock.open("ab") as file, pytest.raises(BlockingIOError):  # what is held is what others see
+            flock(file, engine_cache.fcntl.LOCK_EX | engine_cache.fcntl.LOCK_NB)
+        return CONTENT
+
+    monkeypatch.setattr(engine_cache.fcntl, "flock", removed_before)
+    assert cache.get_or_build(KEY, build) == (CONTENT, False)
+
+
+def test_the_cache_does_not_grow_without_end(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_cache, "MOST_ENTRIES", 3)
+    keys = [EngineKey({"onnx": str(i)}) for i in range(5)]
+    for age, key in zip(range(500, 0, -100), keys, strict=True):
+        cache.get_or_build(key, lambda: CONTENT)
+        then = time.time() - age
+        os.utime(cache.directory / key.digest / SIDECAR, (then, then))
+        assert cache.get_or_build(keys[0], never)[1]  # in use, and so never the one to go
+    assert [cache.holds(key) for key in keys] == [True, False, False, True, True]
+
+
+def test_what_dead_builds_left_goes_after_a_day_and_what_lives_stays(cache: EngineCache) -> None:
+    cache.directory.mkdir(parents=True)
+    old, young = (cache.directory / f".building.{name}" for name in ("old", "young"))
+    locks = {name: cache.directory / f"{name}.lock" for name in ("orphan", "fresh", "held", "of_entry")}
+    for path in (old, young, cache.directory / "of_entry"):
+        (path / "entry").mkdir(parents=True)
+    for path in locks.values():
+        path.touch()
+    yesterday = time.time() - 2 * 86400
+    for path in (old, locks["orphan"], locks["held"], locks["of_entry"]):
+        os.utime(path, (yesterday, yesterday))
+    with locks["held"].open("ab") as held:
+        engine_cache.fcntl.flock(held, engine_cache.fcntl.LOCK_EX)
+        assert cache.prune(32) == 0
+    assert (old.exists(), young.exists()) == (False, True)
+    assert [name for name, path in locks.items() if not path.exists()] == ["orphan"]
 
 
 def test_pruning_keeps_the_newest(cache: EngineCache) -> None:

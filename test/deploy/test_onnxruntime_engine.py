@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from e2e_perception.core.config import EngineConfig
 from e2e_perception.core.errors import BundleError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle, load_bundle, write_checksums
 from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
-from e2e_perception.deploy.engines import configured_engine, create_engine
+from e2e_perception.deploy.engines import backend_report, configured_engine, create_engine
 from e2e_perception.deploy.engines.onnxruntime_engine import THREADS_NOTE, OnnxRuntimeEngine
 from e2e_perception.deploy.rollouts import random_inputs
 
@@ -205,8 +206,10 @@ def test_cuda_that_the_library_lacks_is_an_error_and_never_the_cpu(tiny: Bundle)
         create_engine(tiny, "onnxruntime", device="cuda")
 
 
+@pytest.mark.parametrize("num_threads", [1, -1])
+@pytest.mark.parametrize("with_cache", [False, True])
 def test_cuda_that_is_offered_and_does_not_load_is_an_error_and_never_the_cpu(
-    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch, with_cache: bool, num_threads: int
 ) -> None:
     opened = onnxruntime.InferenceSession
 
@@ -218,7 +221,20 @@ def test_cuda_that_is_offered_and_does_not_load_is_an_error_and_never_the_cpu(
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
     with pytest.raises(EngineUnavailableError, match="offers CUDA but runs on CPUExecutionProvider"):
-        create_engine(tiny, "onnxruntime", device="cuda")
+        create_engine(tiny, "onnxruntime", num_threads, device="cuda", cache=cache if with_cache else None)
+    assert entries(cache) == []  # a graph for the CPU must not be what CUDA is given once it loads
+
+
+def test_a_build_of_the_library_under_another_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(distribution: str) -> str:
+        if distribution != "onnxruntime-gpu":
+            raise metadata.PackageNotFoundError(distribution)
+        return "1.99"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    status = next(status for status in backend_report() if status.name == "onnxruntime")
+    assert (status.available, status.version) == (True, "1.99")
 
 
 def test_cuda_is_asked_for_first_and_without_tf32(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,6 +334,73 @@ def test_a_damaged_rollout_is_refused(
     write_checksums(copy)
     with pytest.raises(BundleError, match=message):
         verify_bundle(copy)
+
+
+def without_frames(arrays: dict[str, NDArray[Any]]) -> None:
+    arrays["about"] = np.array(json.dumps({**json.loads(str(arrays["about"])), "frames": 0}))
+    for name in arrays:
+        if name != "about":
+            arrays[name] = arrays[name][:0]
+
+
+def as_type(name: str, dtype: str) -> Callable[[dict[str, NDArray[Any]]], None]:
+    def change(arrays: dict[str, NDArray[Any]]) -> None:
+        arrays[name] = arrays[name].astype(dtype)
+
+    return change
+
+
+def with_a(value: float, name: str) -> Callable[[dict[str, NDArray[Any]]], None]:
+    def change(arrays: dict[str, NDArray[Any]]) -> None:
+        arrays[name] = arrays[name].astype(np.float64 if name == "memory_from_base" else np.float32)
+        arrays[name].reshape(-1)[-1] = value
+
+    return change
+
+
+def cut(name: str) -> Callable[[dict[str, NDArray[Any]]], None]:
+    def change(arrays: dict[str, NDArray[Any]]) -> None:
+        arrays[name] = arrays[name][:-1]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_frames, "0 frames, expected at least 1"),
+        (with_a(np.nan, "output/plan_costs"), "output 'plan_costs' is not finite"),
+        (with_a(np.inf, "output/affinity"), "output 'affinity' is not finite"),
+        (as_type("output/plan_sd", "complex64"), "output 'plan_sd' is complex64, expected float16 or"),
+        (as_type("output/plan_sd", "U32"), "output 'plan_sd' is <U32, expected float16 or"),
+        (with_a(np.nan, "input/lidar_raster"), "input 'lidar_raster' is not finite"),
+        (as_type("input/route", "U32"), "input 'route' is <U32"),
+        (as_type("input/images", "float32"), "input 'images' is float32, expected uint8"),
+        (cut("input/images"), r"input 'images' is \("),
+        (cut("memory_from_base"), r"memory_from_base is \(\d+, 3\), expected \(\d+, 3\)"),
+        (with_a(np.nan, "memory_from_base"), "memory_from_base is not finite"),
+        (lambda arrays: arrays.pop("memory_from_base"), "memory_from_base is missing"),
+    ],
+)
+def test_a_rollout_that_would_let_anything_pass_is_refused(
+    tmp_path: Path, spoil: Callable[[dict[str, NDArray[Any]]], object], message: str
+) -> None:
+    save_rollout(clip_rollout(), tmp_path / "whole.npz")
+    with np.load(tmp_path / "whole.npz") as stored:
+        arrays = dict(stored)
+    spoil(arrays)
+    np.savez(tmp_path / "rollout.npz", **arrays)
+    with pytest.raises(BundleError, match=rf"rollout\.npz: {message}"):
+        load_rollout(tmp_path / "rollout.npz", SMALL)
+
+
+def test_a_difference_that_cannot_be_told_is_the_worst(tiny: Bundle, recorded: RecordedRollout) -> None:
+    broken = {name: value.copy() for name, value in recorded.outputs.items()}
+    broken["heatmap"][0] = np.nan  # and in the frames behind it there is nothing wrong
+    found = differences(tiny, replace(recorded, outputs=broken), shift("plan_sd"))
+    assert np.isnan(found["heatmap"])
+    assert next(iter(excess(found, TOLERANCES["float32"]))) == "heatmap"
+    assert refusal(found, TOLERANCES["float32"]).startswith("heatmap nan")
 
 
 def test_a_rollout_of_another_network_is_refused(recorded: RecordedRollout, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -245,7 +244,8 @@ def _best_backend(precision: str) -> str:
 def _status(name: str, package: str, how: str) -> BackendStatus:
     if importlib.util.find_spec(package) is None:
         return BackendStatus(name, False, "", f"the Python package {package} is not installed", how)
-    return BackendStatus(name, True, metadata.version(package), "", "")
+    # By module: `onnxruntime-gpu` and others bring the same module under another name.
+    return BackendStatus(name, True, installed_version(package), "", "")
 
 
 def _tensorrt_status(backend: str, no_gpu: str) -> BackendStatus:

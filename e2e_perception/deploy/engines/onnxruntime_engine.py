@@ -91,11 +91,6 @@ class OnnxRuntimeEngine:
                 log,
             )
         self._session = self._load(model, num_threads, allow_spinning, cache, log)
-        if device == "cuda" and self._session.get_providers()[0] != CUDA:
-            raise EngineUnavailableError(
-                f"onnxruntime offers CUDA but runs on {self._session.get_providers()[0]}: its CUDA or cuDNN "
-                "libraries do not load or do not fit the driver; see its log, or set engine.device to cpu"
-            )
         self._check_interface(model)
         self._binding = self._session.io_binding()
         self._feedback = dict(contract.state)
@@ -132,10 +127,18 @@ class OnnxRuntimeEngine:
                 raise OSError(str(error)) from error
 
     def _open(self, graph: str | bytes, options: Any, model: Path) -> Any:
+        """A session on the device; one that fell back to another is an error, and nothing is kept of it."""
         try:
-            return onnxruntime.InferenceSession(graph, options, providers=list(PROVIDERS[self._device]))
+            session = onnxruntime.InferenceSession(graph, options, providers=list(PROVIDERS[self._device]))
         except Exception as error:  # the library raises bare RuntimeError subclasses of its own
             raise BundleError(f"ONNX Runtime cannot load {model}: {error}") from error
+        first = session.get_providers()[0]
+        if self._device == "cuda" and first != CUDA:
+            raise EngineUnavailableError(
+                f"onnxruntime offers CUDA but runs on {first}: its CUDA or cuDNN libraries do not load or do "
+                "not fit the driver; see its log, or set engine.device to cpu"
+            )
+        return session
 
     def _check_interface(self, model: Path) -> None:
         for side, specs, nodes in (
