@@ -9,6 +9,7 @@ weights, which changes no time.
 
 onnxruntime-plain: a session with nothing but the number of threads set, spinning as the library likes.
 onnxruntime: this package's engine. onnxruntime-int8: the same with the graph of `quantize`.
+Where a TensorRT library finds a GPU, also that library in every precision, and torch eager on the GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ from e2e_perception.core.network_config import SIZES
 from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.deploy.engine_cache import EngineCache
+from e2e_perception.deploy.engines import PRECISIONS, backend_report
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
+from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
+from e2e_perception.deploy.engines.tensorrt_library import TENSORRT, TENSORRT_RTX, load_library
 from e2e_perception.deploy.engines.torch_engine import TorchEngine, load_network
 from e2e_perception.deploy.export import export_onnx
 from e2e_perception.deploy.machine import cpu_name
@@ -46,6 +51,7 @@ from e2e_perception.model.network import JointNetwork
 
 ENGINES = ("torch", "onnxruntime-plain", "onnxruntime", "onnxruntime-int8")
 COMPILED = "torch-compile"
+TORCH_GPU = "torch-cuda"
 BUDGET_MS, BUDGET_RATIO = 60.0, 1.6
 WARM_UP = 10
 
@@ -90,11 +96,29 @@ def prepare(size: str, directory: Path) -> None:
     quantize_graph(directory / "model.onnx", directory / "int8.onnx", frames)
 
 
+def gpu_engines() -> tuple[str, ...]:
+    """What can be compared on the GPU of this machine; nothing where there is none."""
+    usable = [s.name for s in backend_report() if s.available and s.name in (TENSORRT, TENSORRT_RTX)]
+    compiled = tuple(f"{backend}-{precision}" for backend in usable for precision in PRECISIONS[backend])
+    return (TORCH_GPU, *compiled) if compiled and torch.cuda.is_available() else compiled
+
+
 def load(name: str, size: str, directory: Path, threads: int) -> Infer:
     """An engine's function for one frame."""
     network = SIZES[size]
     if name == "torch":
         return TorchEngine(directory / "weights.safetensors", network, num_threads=threads).infer
+    if name == TORCH_GPU:
+        return TorchEngine(load_network(directory / "weights.safetensors", network).cuda(), network).infer
+    if name.startswith(TENSORRT):
+        backend, _, precision = name.rpartition("-")
+        return TensorRtEngine(
+            load_library(backend),
+            directory / "model.onnx",
+            tensor_contract(network),
+            options=BuildOptions(precision=precision),
+            cache=EngineCache(directory / "engines"),
+        ).infer
     if name == COMPILED:
         engine = TorchEngine(
             load_network(directory / "weights.safetensors", network), network, num_threads=threads
@@ -154,10 +178,13 @@ def measure(size: str, threads: int, frames: int, names: tuple[str, ...]) -> dic
                 infer(inputs)
                 if frame >= WARM_UP:
                     took_ms[name].append((time.perf_counter() - started) * 1e3)
-    base = np.array(took_ms["torch"])
+    bases = {"torch_over_it": "torch", "torch_gpu_over_it": TORCH_GPU}
     for name, values in took_ms.items():
         rows[name] |= {f"p{q}_ms": round(float(np.percentile(values, q)), 2) for q in (10, 50, 99)}
-        rows[name]["torch_over_it"] = round(float(np.median(base / np.array(values))), 2)
+        for column, base in bases.items():
+            if base in took_ms:
+                ratios = np.array(took_ms[base]) / np.array(values)
+                rows[name][column] = round(float(np.median(ratios)), 2)
     return {"size": size, "threads": threads, "frames": frames, "engines": rows}
 
 
@@ -177,7 +204,7 @@ def main() -> int:
         name, directory = options.start
         print(json.dumps(start_once(name, options.size, Path(directory), options.threads)))
         return 0
-    names = (*ENGINES, *([COMPILED] if options.compile else []))
+    names = (*ENGINES, *([COMPILED] if options.compile else []), *gpu_engines())
     result = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
