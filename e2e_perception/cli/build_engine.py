@@ -73,9 +73,13 @@ def build_engine(
         raise ConfigError(f"cannot write {out}: its directory does not exist")
     if more and not compute_capability:
         raise ConfigError(f"{' '.join(more)} without --compute-capability; write it before the first of them")
+    capabilities = _listed([*(compute_capability or []), *(more or [])])
+    if compute_capability and not capabilities:
+        given = ", ".join(map(repr, compute_capability))
+        raise ConfigError(f"--compute-capability {given} names none; expected such as 8.6, or no option")
     options = BuildOptions(
         precision=precision,
-        compute_capabilities=_listed([*(compute_capability or []), *(more or [])]),
+        compute_capabilities=capabilities,
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
         weak_types=weak_types,
@@ -89,10 +93,16 @@ def build_engine(
                 gpu = cuda.gpu
         except EngineUnavailableError as error:
             log(str(error))
+    engines = EngineCache(cache, log)
     with working(f"compiling {loaded} for {backend} in {precision}"):
-        built = build(library, loaded.model_path, options, EngineCache(cache, log), gpu)
+        built = build(library, loaded.model_path, options, engines, gpu)
     if out is not None:
         out.write_bytes(built.plan)
+    elif not engines.holds(built.key):
+        raise EngineUnavailableError(
+            f"the engine was compiled and could not be kept in {engines.directory}, see above; make room or "
+            "name another directory with --cache, or a file with --out"
+        )
     parts = dict(built.key.parts)
     if as_json:
         emit_json(

@@ -4,11 +4,13 @@ TensorRT takes a strongly typed network at its word, so precision is a matter of
 In half precision run the convolutions and linear layers, where nearly all of the time goes, and what lies
 between two of them and only moves, selects or adds values. Everything else stays in float32: geometry,
 sampling, warps, softmax, normalisations, exponentials, the recurrent state, and all inputs and outputs of
-the contract. A cast marks every border.
+the contract. A cast marks every border. Convolutions in eight bits stay as they are: behind a cast,
+DequantizeLinear and a convolution would no longer be the pattern by which a compiler knows one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +51,17 @@ class EngineGraph:
     num_half_nodes: int
     num_nodes: int
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a compiler is given: of the source, and of what is made of it here."""
+        return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
+
 
 def engine_graph(source: Path, precision: str) -> EngineGraph:
     """A bundle's graph as an engine is built from it.
 
     Args:
-        source: `model.onnx`, all float32.
+        source: `model.onnx`, in float32, or with convolutions in int8.
         precision: `float32`, `float16` or `bfloat16`, of convolutions and linear layers.
     Returns:
         The graph; its inputs and outputs are those of the source.
@@ -209,10 +216,12 @@ def _half_nodes(nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto]) 
     nodes = list(nodes)
     consumers = _consumers(nodes)
     position = {node.output[0]: index for index, node in enumerate(nodes)}
+    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
     chosen: set[int] = set()
     for index, node in enumerate(nodes):
         if node.op_type in CONVOLUTIONS:
-            chosen.add(index)
+            if dequantized.isdisjoint(node.input):
+                chosen.add(index)
         elif (bias := _bias_of_linear(node, consumers, weights)) is not None:
             chosen.update((index, position[bias.output[0]]))
     made = {name for index in chosen for name in nodes[index].output}

@@ -20,7 +20,7 @@ from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache, EngineKey
 from e2e_perception.deploy.engines import EngineInfo, InferenceEngine
-from e2e_perception.deploy.machine import cpu_name
+from e2e_perception.deploy.machine import cpu_name, gpu_names
 from e2e_perception.deploy.rollouts import (
     MAPS,
     PER_OBJECT,
@@ -34,6 +34,9 @@ from e2e_perception.deploy.rollouts import (
 )
 
 Log = Callable[[str], None]
+
+# To be raised whenever `compare` finds something else in the same outputs: findings are kept.
+COMPARISON_FORMAT = 1
 
 # Columns of an output that are the coordinates of one vector.
 VECTORS = {
@@ -330,17 +333,18 @@ def checked_engine(
 
 
 def tolerance_of(precision: str) -> Tolerance:
-    """Of a precision that engines have.
+    """Of a precision that engines have; of `int8 + float16`, where the rest is in float16, that of `int8`.
 
     Raises:
         EngineMismatchError: If none is stated for it.
     """
-    if precision not in TOLERANCES:
+    coarsest = precision.partition(" + ")[0]
+    if coarsest not in TOLERANCES:
         raise EngineMismatchError(
             f"nothing is known of how much {precision} may differ from torch; expected "
             f"{', '.join(TOLERANCES)}"
         )
-    return TOLERANCES[precision]
+    return TOLERANCES[coarsest]
 
 
 def _kept_differences(
@@ -350,9 +354,11 @@ def _kept_differences(
     key = EngineKey(
         {
             "kind": "parity with torch",
+            "format": COMPARISON_FORMAT,
             "bundle": bundle.digest,
             "engine": str(engine.info),
             "cpu": cpu_name(),
+            "gpu": "" if engine.info.device == "cpu" else gpu_names(),
             "least_score": tolerance.least_score,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,9 +15,9 @@ import onnxruntime
 import pytest
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import BundleError, EngineUnavailableError
+from e2e_perception.core.errors import BundleError, ConfigError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle, load_bundle, write_checksums
-from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
+from e2e_perception.deploy.engine_cache import PAYLOAD, SIDECAR, EngineCache, EngineKey
 from e2e_perception.deploy.engines import backend_report, configured_engine, create_engine
 from e2e_perception.deploy.engines.onnxruntime_engine import THREADS_NOTE, OnnxRuntimeEngine
 from e2e_perception.deploy.rollouts import random_inputs
@@ -83,6 +84,38 @@ def test_a_damaged_kept_graph_is_made_anew(tiny: Bundle, cache: EngineCache, sai
     assert_same(outputs_of(load(tiny, cache), tiny), expected)
     assert "not what was written" in said[0]
     assert (entry / PAYLOAD).stat().st_size == len(whole)
+
+
+def test_a_kept_graph_that_is_whole_and_cannot_be_loaded_is_made_once_more(
+    tiny: Bundle, cache: EngineCache, said: list[str]
+) -> None:
+    expected = outputs_of(load(tiny, cache), tiny)
+    (entry,) = entries(cache)
+    size = (entry / PAYLOAD).stat().st_size
+    cache.store(EngineKey(json.loads((entry / SIDECAR).read_text())["key"]), b"no graph")
+    assert_same(outputs_of(load(tiny, cache), tiny), expected)
+    assert (entry / PAYLOAD).stat().st_size == pytest.approx(size, rel=0.1)
+    assert len(said) == 1 and f"cached engine {entry} is removed: ONNX Runtime cannot load" in said[0]
+
+
+def test_an_engine_may_be_closed_twice(tiny: Bundle) -> None:
+    engine = load(tiny, None)
+    engine.close()
+    engine.close()
+    pytest.importorskip("torch", reason="torch is not installed; only ONNX Runtime was closed")
+    reference = create_engine(tiny, "torch")
+    reference.close()
+    reference.close()
+
+
+@pytest.mark.parametrize(
+    ("directory", "message"),
+    [("~nosuchuser/engines", "Could not determine home"), ("engines\0", "holds a NUL character")],
+)
+def test_a_cache_directory_that_is_no_path_is_refused(tiny: Bundle, directory: str, message: str) -> None:
+    config = EngineConfig(cache_directory=directory)
+    with pytest.raises(ConfigError, match=rf"engine\.cache_directory .* is no path: .*{message}"):
+        configured_engine(tiny, config, lambda sentence: None)
 
 
 def test_a_full_disk_costs_the_next_start_some_time_and_nothing_else(
@@ -182,6 +215,21 @@ def test_threads_are_chosen_once_from_the_cores_that_there_are(
     second = create_engine(tiny, "onnxruntime", -1, cache=cache, log=again.append)
     assert isinstance(second, OnnxRuntimeEngine)
     assert (second.num_threads, again) == (engine.num_threads, [])
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{"num_threads": "many"}, {"num_threads": 99}, {"num_threads": None}, {"spinning": True}]
+)
+def test_a_number_of_threads_that_nobody_chose_is_chosen_again(
+    tiny: Bundle, cache: EngineCache, spoilt: dict[str, object]
+) -> None:
+    load(tiny, cache, -1)
+    (note,) = cache.directory.glob(f"*/{THREADS_NOTE}.json")
+    note.write_text(json.dumps({**json.loads(note.read_text()), **spoilt}))
+    said: list[str] = []
+    engine = load(tiny, cache, -1, log=said.append)
+    assert "calibrated on" in said[0]
+    assert 1 <= engine.num_threads <= len(os.sched_getaffinity(0))
 
 
 def test_a_calibration_for_other_cores_or_with_spinning_is_another(

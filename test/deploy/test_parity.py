@@ -18,7 +18,7 @@ from e2e_perception.core.config import EngineConfig, StackConfig
 from e2e_perception.core.errors import BundleError, EngineMismatchError, InputError
 from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.core.rig import find_rig
-from e2e_perception.deploy import parity
+from e2e_perception.deploy import machine, parity
 from e2e_perception.deploy.bundle import Bundle, load_bundle, verify_bundle, write_checksums
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
@@ -32,6 +32,7 @@ from e2e_perception.deploy.parity import (
     compare,
     excess,
     refusal,
+    tolerance_of,
 )
 from e2e_perception.deploy.rollouts import (
     BLOCK,
@@ -230,6 +231,55 @@ def test_a_configured_engine_is_checked_once_per_machine(
     assert said == []
 
 
+def test_what_was_found_is_of_one_comparison_and_one_gpu(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, cache, runs = load_bundle(bundle_dir), EngineCache(tmp_path / "engines"), list[str]()
+    engine, device = Altered(bundle), "cuda"
+    monkeypatch.setattr(Altered, "info", property(lambda self: EngineInfo("altered", "1", device, "float32")))
+
+    def found_nothing(*given: object, **options: object) -> dict[str, float]:
+        runs.append(parity.gpu_names())
+        return dict.fromkeys((*TOLERANCES["float32"].outputs, PLAN_ERROR, LOST, SWAPPED), 0.0)
+
+    def check() -> int:
+        checked_engine(engine, bundle, cache=cache, accept_mismatch=False, log=lambda sentence: None)
+        return len(runs)
+
+    monkeypatch.setattr(parity, "compare", found_nothing)
+    monkeypatch.setattr(parity, "gpu_names", lambda: "RTX 3090")
+    assert (check(), check()) == (1, 1)
+    monkeypatch.setattr(parity, "gpu_names", lambda: "RTX 4090")
+    assert (check(), check()) == (2, 2)
+    monkeypatch.setattr(parity, "COMPARISON_FORMAT", parity.COMPARISON_FORMAT + 1)
+    assert (check(), check()) == (3, 3)
+    device = "cpu"
+    assert (check(), check()) == (4, 4)
+    monkeypatch.setattr(parity, "gpu_names", lambda: "another driver")
+    assert check() == 4  # nothing of a GPU matters to what runs on the processor
+
+
+def test_gpus_are_named_as_the_system_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bus, model in (("0000:01:00.0", "NVIDIA A"), ("0000:02:00.0", "NVIDIA B")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\n")
+    (tmp_path / "version").write_text("NVRM version: 580.1\nGCC version: 13\n")
+    monkeypatch.setattr(machine, "_GPUS", tmp_path)
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "_JETSON", tmp_path / "absent")
+    expected = "Model: NVIDIA A, Model: NVIDIA B, NVRM version: 580.1 GCC version: 13"
+    assert machine.gpu_names.__wrapped__() == expected
+    monkeypatch.setattr(machine, "_GPUS", tmp_path / "absent")
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "absent")
+    assert machine.gpu_names.__wrapped__() == ""
+
+
+def test_eight_bits_and_half_precision_may_differ_by_what_eight_bits_may() -> None:
+    assert tolerance_of("int8 + float16") is tolerance_of("int8 + bfloat16") is TOLERANCES["int8"]
+    with pytest.raises(EngineMismatchError, match="how much int4 may differ from torch; expected float32"):
+        tolerance_of("int4")
+
+
 def test_a_bundle_without_a_recorded_rollout_says_so(tiny: Bundle, tmp_path: Path) -> None:
     said: list[str] = []
     config = EngineConfig(num_threads=1, cache_directory=str(tmp_path / "engines"))
@@ -314,6 +364,21 @@ def test_a_clips_rollout_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_clip_of_another_size_is_refused() -> None:
     with pytest.raises(InputError, match=r"images is \(.*size tiny expects"):
         frames_of_clip(synthetic_clip(), load_bundle("tiny").network)
+
+
+def test_an_interrupt_while_it_is_checked_closes_the_engine(
+    bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(outputs: Outputs) -> None:
+        raise KeyboardInterrupt
+
+    engine = Altered(load_bundle(bundle_dir), interrupted)
+    monkeypatch.setattr("e2e_perception.deploy.engines.create_engine", lambda *given, **options: engine)
+    with pytest.raises(KeyboardInterrupt):
+        configured_engine(
+            load_bundle(bundle_dir), EngineConfig(cache_directory=str(tmp_path)), lambda sentence: None
+        )
+    assert engine.closed
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from e2e_perception.core.errors import BundleError, EngineMismatchError
 from e2e_perception.deploy import parity
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.engine_cache import EngineCache
+from e2e_perception.deploy.engine_graph import engine_graph
 from e2e_perception.deploy.engines import create_engine
 from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions, build_engine
 from e2e_perception.deploy.engines.tensorrt_library import TENSORRT_RTX, find_module, load_library
@@ -97,6 +98,21 @@ def test_nothing_but_convolutions_sees_rounded_inputs(int8_dir: Path) -> None:
             if source is not None and source.op_type == "DequantizeLinear":
                 origin = made_by[made_by[source.input[0]].input[0]]
                 assert origin.op_type == "Conv", f"{node.name} sees {origin.name} rounded"
+
+
+@pytest.mark.parametrize("rest", ["float16", "bfloat16"])
+def test_half_precision_leaves_quantized_convolutions_to_be_recognised(int8_dir: Path, rest: str) -> None:
+    made = engine_graph(int8_dir / "model.onnx", rest)
+    made_by = {name: node for node in made.model.graph.node for name in node.output}
+    operator_of = {name: node.op_type for name, node in made_by.items()}
+    convolutions = [node for node in made.model.graph.node if node.op_type == "Conv"]
+    fed = [[operator_of.get(name) for name in node.input[:2]] for node in convolutions]
+    assert fed.count(["DequantizeLinear", "DequantizeLinear"]) == 10
+    for node in made.model.graph.node:
+        if node.op_type == "Cast":
+            assert operator_of.get(node.input[0]) != "DequantizeLinear", node.name
+    # What is not quantized is in half precision all the same.
+    assert sum("Cast" in operators for operators in fed) > 0 and made.num_half_nodes > 100
 
 
 def test_onnxruntime_runs_every_quantized_convolution_in_eight_bits(int8_dir: Path, tmp_path: Path) -> None:

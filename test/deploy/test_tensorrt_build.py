@@ -220,6 +220,9 @@ def test_bad_input_is_refused_with_a_sentence(
         (["--compute-capability", "9.9"], "'9.9' is not one that"),
         (["--compute-capability", "8.6", "--weak-types", "--precision", "float16"], "has no weak types"),
         (["8.6"], "8.6 without --compute-capability"),
+        (["--compute-capability", ""], "--compute-capability '' names none; expected such as 8.6"),
+        (["--compute-capability", ","], "--compute-capability ',' names none; expected such as 8.6"),
+        (["--compute-capability", "8.6", "--workspace-mib", "9" * 18], "MiB; expected 1 to 1048576"),
     ],
 )
 def test_what_the_library_cannot_build_is_refused_with_a_sentence(
@@ -230,10 +233,26 @@ def test_what_the_library_cannot_build_is_refused_with_a_sentence(
     assert message in document["error"]
 
 
+@needs_library
+def test_an_engine_that_could_not_be_kept_is_a_failure_unless_it_was_written_elsewhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["tiny", "--compute-capability", "8.6", "--optimization-level", "0"]
+    arguments += ["--cache", "/dev/null/x"]
+    code, document, said = run(capsys, *arguments)
+    assert code == 2
+    assert "could not be kept in /dev/null/x" in document["error"]
+    assert "engine cache /dev/null/x cannot be used" in said
+    code, document, _ = run(capsys, *arguments, "--out", str(tmp_path / "tiny.engine"))
+    assert code == 0
+    assert (tmp_path / "tiny.engine").stat().st_size == document["bytes"]
+
+
 def test_options_out_of_range_are_refused() -> None:
     for options, message in (
         ({"optimization_level": 6}, "optimisation level 6; expected 0 to 5"),
         ({"workspace_mib": 0}, "workspace of 0 MiB"),
+        ({"workspace_mib": 10**18}, "workspace of 10+ MiB; expected 1 to 1048576"),
     ):
         with pytest.raises(ConfigError, match=message):
             BuildOptions(**options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,10 @@ from toy_network import ToyNetwork, write_toy_network
 
 from e2e_perception.core.config import EngineConfig
 from e2e_perception.core.errors import BundleError, ConfigError, ContractError, EngineUnavailableError
-from e2e_perception.deploy import engines
+from e2e_perception.deploy import engine_graph, engines
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.contract import TensorContract
-from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
+from e2e_perception.deploy.engine_cache import PAYLOAD, SIDECAR, EngineCache, EngineKey
 from e2e_perception.deploy.engine_graph import EngineGraph
 from e2e_perception.deploy.engines import configured_engine
 from e2e_perception.deploy.engines.cuda_memory import Cuda
@@ -274,6 +275,33 @@ def test_recorded_double_rebuilds_a_damaged_engine_and_says_so(
     make(module=module).close()
     assert len(module.builds) == 2
     assert len(said) == 1 and "is not used" in said[0] and "built again" in said[0]
+
+
+def test_recorded_double_compiles_once_more_what_is_whole_and_cannot_be_loaded(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path, said: list[str]
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    plan = max((tmp_path / "engines").glob(f"*/{PAYLOAD}"), key=lambda path: path.stat().st_size)
+    key = EngineKey(json.loads((plan.parent / SIDECAR).read_text())["key"])
+    EngineCache(tmp_path / "engines").store(key, b"no plan")
+    make(module=module).close()
+    make(module=module).close()
+    assert len(module.builds) == 2
+    assert len(said) == 1
+    assert f"cached engine {plan.parent} is removed: it cannot be loaded; tensorrt_rtx 1.7" in said[0]
+
+
+def test_recorded_double_compiles_again_when_the_graph_is_made_otherwise(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, half = tensorrt_double(cuda), BuildOptions(precision="float16")
+    make(module=module, options=half).close()
+    make(module=module, options=half).close()
+    assert len(module.builds) == 1
+    monkeypatch.setattr(engine_graph, "CONVOLUTIONS", frozenset({"Gemm"}))  # the bundle stays as it is
+    make(module=module, options=half).close()
+    assert len(module.builds) == 2
 
 
 def test_recorded_double_never_loads_what_was_built_otherwise(
@@ -545,6 +573,41 @@ def test_recorded_double_is_what_create_engine_loads_where_there_is_a_gpu(
     assert cuda.nothing_is_left()
     with pytest.raises(EngineUnavailableError, match="'torch' runs in float32, not in 'float16'"):
         configured_engine(bundle, EngineConfig(backend="torch", precision="float16"), said.append)
+
+
+@pytest.mark.parametrize(
+    ("graph", "rest", "expected"),
+    [
+        ("float32", "float16", "float16"),
+        ("int8", "float32", "int8"),
+        ("int8", "float16", "int8 + float16"),
+    ],
+)
+def test_recorded_double_says_what_the_graph_and_the_rest_of_it_are_in(
+    make: Callable[..., TensorRtEngine], graph: str, rest: str, expected: str
+) -> None:
+    engine = make(graph_precision=graph, options=BuildOptions(precision=rest))
+    assert engine.info.precision == expected
+
+
+def test_recorded_double_that_refuses_is_passed_over_by_auto_alone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = RecordedCuda(name="Recorded H100", compute_capability="9.0")  # none that the library compiles for
+    library = TensorRtLibrary(tensorrt_double(gpu), TENSORRT_RTX)
+    monkeypatch.setattr(engines, "load_library", {TENSORRT_RTX: library}.__getitem__)
+    monkeypatch.setattr(engines, "find_module", {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: None}.get)
+    monkeypatch.setattr(engines, "why_no_gpu", lambda: "")
+    monkeypatch.setattr("e2e_perception.deploy.engines.cuda_memory._import_bindings", lambda: gpu)
+    said: list[str] = []
+    cache = EngineCache(tmp_path)
+    engine = engines.create_engine(bundle, "auto", 1, cache=cache, log=said.append)
+    assert engine.info.backend == "onnxruntime"
+    assert len(said) == 1 and "'tensorrt-rtx' is passed over: compute capability '9.0' of Recorded" in said[0]
+    for backend, precision in (("tensorrt-rtx", "float32"), ("auto", "float16")):  # no other has float16
+        with pytest.raises(ConfigError, match=r"compute capability '9.0' of Recorded H100 is not one that"):
+            engines.create_engine(bundle, backend, 1, precision=precision, cache=cache)
+    assert gpu.nothing_is_left()
 
 
 # --- the doubles themselves ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import E2EPerceptionError, EngineUnavailableError
+from e2e_perception.core.errors import ConfigError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
@@ -131,22 +131,53 @@ def create_engine(
 
     Args:
         bundle: From `load_bundle`.
-        backend: One of `BACKENDS`, or `auto`: the first that `backend_report` calls available and that runs
-            in the precision.
+        backend: One of `BACKENDS`, or `auto`: the first that `backend_report` calls available, that runs in
+            the precision, and, of TensorRT's, that takes the network and the GPU.
         num_threads: Threads of the library on the CPU; 0 leaves it to the library, -1 has ONNX Runtime choose
             by a short calibration.
         precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
         device: `cpu` or `cuda`, for ONNX Runtime; a device that is asked for never becomes another.
         allow_spinning: Whether idle threads may wait busily.
         cache: Where compiled engines and optimised graphs are kept; None: nowhere.
-        log: Gets a sentence about what costs time, such as an engine that has to be built again.
+        log: Gets a sentence about what costs time, such as an engine that has to be built again, and about
+            a backend that `auto` passes over.
     Raises:
         EngineUnavailableError: If the backend is unknown, has no such precision or device or cannot run here,
             with the reason. A requested backend never becomes another.
         BundleError: If the library cannot run the graph.
     """
-    if backend == "auto":
-        backend = _best_backend(precision)
+    candidates = _usable_backends(precision) if backend == "auto" else [backend]
+    for name in candidates:
+        try:
+            return _create_named(
+                bundle,
+                name,
+                num_threads,
+                precision=precision,
+                device=device,
+                allow_spinning=allow_spinning,
+                cache=cache,
+                log=log,
+            )
+        except (EngineUnavailableError, ConfigError) as error:
+            if name not in MODULES or name == candidates[-1]:
+                raise
+            log(f"backend {name!r} is passed over: {error}")
+    raise AssertionError("the last candidate is returned or raises")
+
+
+def _create_named(
+    bundle: Bundle,
+    backend: str,
+    num_threads: int,
+    *,
+    precision: str,
+    device: str,
+    allow_spinning: bool,
+    cache: EngineCache | None,
+    log: Log,
+) -> InferenceEngine:
+    """As `create_engine`, of one of `BACKENDS`."""
     if backend not in BACKENDS:
         raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {', '.join(BACKENDS)}")
     if precision not in PRECISIONS[backend]:
@@ -206,10 +237,11 @@ def configured_engine(
         EngineUnavailableError: As `create_engine`.
         EngineMismatchError: If it differs from torch beyond tolerance and `config.accept_mismatch` is off.
         BundleError: If the library cannot run the graph, or the recorded rollout cannot be read.
+        ConfigError: If `cache_directory` is no path.
     """
     from e2e_perception.deploy.parity import checked_engine
 
-    cache = EngineCache(Path(config.cache_directory).expanduser() if config.cache_directory else None, log)
+    cache = EngineCache(_cache_directory(config.cache_directory), log)
     engine = create_engine(
         bundle,
         config.backend,
@@ -222,12 +254,28 @@ def configured_engine(
     )
     try:
         return checked_engine(engine, bundle, cache=cache, accept_mismatch=config.accept_mismatch, log=log)
-    except E2EPerceptionError:
+    except BaseException:  # an interrupt too: what it holds of a GPU would stay
         engine.close()
         raise
 
 
-def _best_backend(precision: str) -> str:
+def _cache_directory(configured: str) -> Path | None:
+    """Where a configuration has engines kept; None: at the default place."""
+    if not configured:
+        return None
+    try:
+        if "\0" in configured:
+            raise ValueError("it holds a NUL character")
+        return Path(configured).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"engine.cache_directory {configured!r} is no path: {error}; expected a directory, or nothing "
+            "for the default"
+        ) from error
+
+
+def _usable_backends(precision: str) -> list[str]:
+    """Those that seem to be able to run here in a precision, best first."""
     usable = [s.name for s in backend_report() if s.available]
     if not usable:
         raise EngineUnavailableError(
@@ -238,7 +286,7 @@ def _best_backend(precision: str) -> str:
         raise EngineUnavailableError(
             f"none of the backends that can run here, {', '.join(usable)}, runs in {precision!r}"
         )
-    return able[0]
+    return able
 
 
 def _status(name: str, package: str, how: str) -> BackendStatus:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from e2e_perception.core.errors import ConfigError, EngineUnavailableError
-from e2e_perception.deploy.bundle import sha256_of
 from e2e_perception.deploy.engine_cache import EngineCache, EngineKey
 from e2e_perception.deploy.engine_graph import EngineGraph, engine_graph, operators
 from e2e_perception.deploy.engines.cuda_memory import Gpu
@@ -21,6 +20,7 @@ from e2e_perception.deploy.engines.tensorrt_library import TENSORRT_RTX, TensorR
 from e2e_perception.deploy.operators import check_operators
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+MOST_WORKSPACE_MIB = 1 << 20  # a terabyte, more than any GPU has
 BUILD_NOTE = "build"
 _NAMED_ERRORS = 5
 
@@ -51,8 +51,8 @@ class BuildOptions:
             raise ConfigError(f"precision {self.precision!r}; expected {', '.join(PRECISIONS)}")
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"optimisation level {self.optimization_level}; expected 0 to 5")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ConfigError(f"workspace of {self.workspace_mib} MiB; expected at least 1")
+        if self.workspace_mib is not None and not 1 <= self.workspace_mib <= MOST_WORKSPACE_MIB:
+            raise ConfigError(f"workspace of {self.workspace_mib} MiB; expected 1 to {MOST_WORKSPACE_MIB}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def build_engine(
     started = time.perf_counter()
     targets = _targets(library, options, gpu)
     _check_types(library, options)
-    key = _engine_key(library, model, options, targets, gpu)
+    graph = engine_graph(model, options.precision)
+    check_operators(operators(graph.model))
+    key = _engine_key(library, graph, options, targets, gpu)
     made: dict[str, int] = {}
 
     def compile_it() -> bytes:
@@ -109,8 +111,6 @@ def build_engine(
             f"compiling the network with {library.capabilities.name} {library.capabilities.version} in "
             f"{options.precision}; the next start takes it from {cache.directory}"
         )
-        graph = engine_graph(model, options.precision)
-        check_operators(operators(graph.model))
         plan, made["layers"] = compile_graph(library, graph, options, targets, cache, gpu)
         made["half_nodes"] = graph.num_half_nodes
         return plan
@@ -122,7 +122,7 @@ def build_engine(
         cache.write_note(key, BUILD_NOTE, made)
         for target in targets if len(targets) > 1 else ():
             # Where such a GPU is, this is what will be looked for.
-            own_key = _engine_key(library, model, options, (target,), gpu)
+            own_key = _engine_key(library, graph, options, (target,), gpu)
             cache.store(own_key, plan)
             cache.write_note(own_key, BUILD_NOTE, made)
     return BuiltEngine(
@@ -217,12 +217,16 @@ def _check_types(library: TensorRtLibrary, options: BuildOptions) -> None:
 
 
 def _engine_key(
-    library: TensorRtLibrary, model: Path, options: BuildOptions, targets: tuple[str, ...], gpu: Gpu | None
+    library: TensorRtLibrary,
+    graph: EngineGraph,
+    options: BuildOptions,
+    targets: tuple[str, ...],
+    gpu: Gpu | None,
 ) -> EngineKey:
     return EngineKey(
         {
             "kind": "engine",
-            "onnx": sha256_of(model),
+            "onnx": graph.digest,
             "library": f"{library.backend} {library.capabilities.version}",
             # An engine for named compute capabilities runs on every GPU that has one of them.
             "gpu": ", ".join(targets) or str(gpu),

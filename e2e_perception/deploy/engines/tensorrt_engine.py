@@ -69,7 +69,8 @@ class TensorRtEngine:
             model: ONNX file.
             contract: What the graph has to offer.
             options: Precision and effort.
-            graph_precision: `int8` for a graph that is quantised itself; `info` then says so.
+            graph_precision: `int8` for a graph that is quantized itself; `info` then says so, and what the
+                rest is in if not float32.
             cache: Where engines are kept; None: the machine's default place.
             cuda: The GPU; None: the first visible one. It is closed with the engine.
             cuda_graphs: Launch a frame as one graph rather than kernel by kernel.
@@ -86,8 +87,10 @@ class TensorRtEngine:
         try:
             cache = EngineCache(log=log) if cache is None else cache
             options = options or BuildOptions()
-            built = build_engine(library, model, options, cache, self._cuda.gpu, log)
-            self._precision = options.precision if graph_precision == "float32" else graph_precision
+            self._precision = _joined(graph_precision, options.precision)
+            built = self._deserialised(
+                lambda: build_engine(library, model, options, cache, self._cuda.gpu, log), cache
+            )
             self._load(built, model, cache)
             if cuda_graphs:
                 self._graphs = self._capture_graphs()
@@ -160,17 +163,30 @@ class TensorRtEngine:
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    def _load(self, built: BuiltEngine, model: Path, cache: EngineCache) -> None:
-        """Everything up to the first frame, which is run on zeros: libraries finish their work in it."""
-        self._library.logger.forget()
-        self._graphs = ()
+    def _deserialised(self, build: Callable[[], BuiltEngine], cache: EngineCache) -> BuiltEngine:
+        """Make the engine of a plan; one that was kept and cannot be loaded is compiled once more."""
+
+        def attempt() -> BuiltEngine:
+            built = build()
+            self._library.logger.forget()
+            self._engine = self._runtime.deserialize_cuda_engine(built.plan)
+            return built
+
         self._runtime = self._library.module.Runtime(self._library.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(built.plan)
+        built = attempt()
+        if self._engine is None and built.from_cache:
+            cache.discard(built.key, str(self._library.failure("it cannot be loaded")))
+            built = attempt()
         if self._engine is None:
             raise self._library.failure(
                 f"the engine cannot be loaded on {self._cuda.gpu} with {self._free_memory()}",
                 hint=f"; to have it compiled again, remove {cache.directory / built.key.digest}",
             )
+        return built
+
+    def _load(self, built: BuiltEngine, model: Path, cache: EngineCache) -> None:
+        """Everything up to the first frame, which is run on zeros: libraries finish their work in it."""
+        self._graphs = ()
         self._check_interface(model)
         self._compute, self._copies = self._cuda.stream(), self._cuda.stream()
         self._uploaded = self._cuda.event()
@@ -307,3 +323,10 @@ class TensorRtEngine:
     def _set_address(self, context: Any, name: str, address: int) -> None:
         if not context.set_tensor_address(name, address):
             raise self._library.failure(f"the engine does not take a buffer for {name!r}")
+
+
+def _joined(graph_precision: str, precision: str) -> str:
+    """Of a graph and of what is made of the rest of it."""
+    if graph_precision == "float32":
+        return precision
+    return graph_precision if precision == "float32" else f"{graph_precision} + {precision}"

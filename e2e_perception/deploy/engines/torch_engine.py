@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -99,4 +100,5 @@ class TorchEngine:
     def close(self) -> None:
         """See `InferenceEngine.close`."""
         self._state.clear()
-        del self._model
+        with contextlib.suppress(AttributeError):  # closed before
+            del self._model
