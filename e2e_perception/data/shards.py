@@ -165,6 +165,19 @@ class Dataset:
             raise InputError(f"{file} holds a {type(document).__name__}, expected an object")
         return document
 
+    def tables(self, name: str) -> dict[str, pa.Table]:
+        """Tables that a shard has beside its index and its labels, by file name.
+
+        Raises:
+            InputError: If one is missing or damaged, or its name leads elsewhere.
+        """
+        directory = self.directory(name)
+        files = [_checked_file(file, directory) for file in self.facts(name).get("files", {})]
+        try:
+            return {file: pq.read_table(directory / file) for file in files if file not in (INDEX, LABELS)}
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"a table of shard {name} cannot be read: {error}; import it again") from error
+
     def seal(
         self,
         name: str,
@@ -179,8 +192,12 @@ class Dataset:
             facts: What it was made from and by.
             labels: Rows of `LABEL_SCHEMA`.
             tables: Others by file name, kept beside them.
+        Raises:
+            InputError: If the name of a table leads elsewhere.
         """
         directory = self.directory(name)
+        for file in tables or {}:
+            _checked_file(file, directory)
         store = ClipStore(directory)
         table = pa.Table.from_pylist([dict(row) for row in labels], schema=LABEL_SCHEMA)
         scratch = directory / f".{LABELS}.{os.getpid()}"
@@ -207,7 +224,7 @@ class Dataset:
         """
         for shard in self.shards():
             for file, expected in self.facts(shard.name).get("files", {}).items():
-                path = self.directory(shard.name) / str(Path(file).name)
+                path = self.directory(shard.name) / _checked_file(file, self.directory(shard.name))
                 if not path.is_file() or _sha256(path) != expected:
                     raise InputError(f"{path} was altered: it has not the digest that {SHARD} says")
             store = ClipStore(self.directory(shard.name))
@@ -284,9 +301,19 @@ def digest_of(stores: Sequence[ClipStore]) -> str:
 
 
 def _checked(name: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InputError(f"shard {name!r}: expected up to 100 letters, digits, '.', '_' and '-', not first")
     return name
+
+
+def _checked_file(file: str, directory: Path) -> str:
+    """A file name that stays in the directory of its shard."""
+    if not _NAME.fullmatch(file):
+        raise InputError(
+            f"{directory} lists a file {file!r}: expected a name of letters, digits, '.', '_' and '-'; "
+            "ingest into a new directory"
+        )
+    return file
 
 
 def _digest_of(rows: Sequence[Mapping[str, Any]]) -> str:

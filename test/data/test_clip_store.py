@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import synthetic_clip
 
@@ -153,3 +155,12 @@ def test_verify_finds_a_clip_that_was_exchanged(tmp_path: Path) -> None:
 def test_clip_ids_that_are_no_file_names_are_refused(tmp_path: Path, clip_id: str) -> None:
     with pytest.raises(InputError, match="expected letters, digits"):
         ClipWriter(tmp_path).write(clip_id, synthetic_clip())
+
+
+@pytest.mark.parametrize("clip_id", ["../clip-0", "/etc", "clip-0\n", None])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, clip_id: str | None) -> None:
+    table = pq.read_table(filled(tmp_path, 1).path / INDEX)
+    odd = table.set_column(0, "clip_id", pa.array([clip_id], pa.string()))
+    pq.write_table(odd, tmp_path / INDEX)
+    with pytest.raises(InputError, match=r"index\.parquet lists a clip .*expected letters, digits"):
+        ClipStore(tmp_path)
