@@ -35,6 +35,10 @@ PACKED = "packed"
 PACKED_BELOW_BYTES = 65536
 _CLIP_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _EXPECTED_ID = "expected letters, digits, '.', '_' and '-' alone"
+# What zarr and numpy raise for metadata that were altered: another type, or a shape beyond all memory.
+_DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 _SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -219,7 +223,7 @@ class ClipStore:
                 **{name: arrays[name] for name in ARRAY_FIELDS},  # type: ignore[arg-type]
                 **{name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays},  # type: ignore[arg-type]
             )
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise InputError(
                 f"clip {path} is damaged: {error!r}; remove {self.path}, and simulate or ingest it again"
             ) from error
