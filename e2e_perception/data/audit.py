@@ -7,10 +7,11 @@ which figures must not be exceeded. Nothing is mended here.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +42,15 @@ FINGERPRINT = 8  # cells per side of a clip's fingerprint
 class Gates(BaseModel):
     """Figures that must not be exceeded; what is left out is not judged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    max_findings: dict[str, int] = Field(
+    max_findings: dict[str, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="By check, or by severity: how many findings are let pass."
     )
     min_labelled_share: float = Field(0.0, ge=0, le=1, description="Of clips.")
-    min_class_share: dict[str, float] = Field(default_factory=dict, description="Of labels, by class.")
+    min_class_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="Of labels, by class; together at most 1."
+    )
     max_doubled_share: float = Field(
         1.0, ge=0, le=1, description="Of labels, that stand in another of their class; see `duplicate`."
     )
@@ -61,6 +64,16 @@ class Gates(BaseModel):
                 f"there is no check {unknown[0]!r}; expected {', '.join(SEVERITIES)} or one of "
                 f"{', '.join(CHECKS)}"
             )
+        return value
+
+    @field_validator("min_class_share")
+    @classmethod
+    def _of_classes(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - set(CLASSES))
+        if unknown:
+            raise ValueError(f"there is no class {unknown[0]!r}; expected some of {', '.join(CLASSES)}")
+        if math.fsum(value.values()) > 1.0 + 1e-9:  # decimal shares are not exact in binary
+            raise ValueError(f"shares sum up to {math.fsum(value.values()):g}; expected at most 1")
         return value
 
 

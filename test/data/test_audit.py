@@ -379,3 +379,26 @@ def test_gates_on_checks_that_there_are_not_are_refused() -> None:
     assert Gates(max_findings=dict.fromkeys((*CHECKS, "error"), 0))
     with pytest.raises(ValidationError, match="there is no check 'duplicat'"):
         Gates(max_findings={"duplicat": 0})
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"min_class_share": {"car": float("nan")}}, "finite number"),
+        ({"min_class_share": {"car": 1.5}}, "less than or equal to 1"),
+        ({"min_class_share": {"car": -0.1}}, "greater than or equal to 0"),
+        ({"min_class_share": {"caar": 0.1}}, "there is no class 'caar'; expected some of car"),
+        ({"min_class_share": {"car": 0.6, "pedestrian": 0.6}}, "sum up to 1.2; expected at most 1"),
+        ({"max_findings": {"error": -1}}, "greater than or equal to 0"),
+        ({"min_labelled_share": float("nan")}, "finite number"),
+        ({"max_doubled_share": float("nan")}, "finite number"),
+    ],
+)
+def test_gates_that_always_or_never_break_are_refused(limits: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Gates.model_validate(limits)
+
+
+def test_gates_at_their_bounds_are_taken() -> None:
+    assert Gates(min_class_share={"car": 1.0, "pedestrian": 0.0}, max_findings={"error": 0})
+    assert Gates(min_class_share={"car": 0.1, "pedestrian": 0.2, CLASSES[-1]: 0.7})
