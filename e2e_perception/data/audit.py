@@ -28,6 +28,7 @@ from e2e_perception.data.sensor_presence import absent_sensors
 from e2e_perception.data.shards import Dataset, read_labels
 from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
 from e2e_perception.data.splits import Recording, overlap_s, possible_pairs, relation
+from e2e_perception.data.timing import has_synthetic_arrivals, has_synthetic_stamps
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 CHECKS = (
@@ -209,14 +210,14 @@ def of_recording(shard: str, facts: Mapping[str, Any]) -> list[Finding]:
         count = int(timing.get("count", 0))
         if count == 0:
             continue
-        if timing.get("jitter_ms") == 0.0 and count > 10:
+        if has_synthetic_stamps(timing):
             period = timing["period_ms"]
             say(
                 "synthetic_stamps",
                 "warning",
                 f"{name}: all stamps are {period:g} ms apart to the nanosecond; no clock measured that",
             )
-        if timing.get("latency_jitter_ms") == 0.0 and count > 10:
+        if has_synthetic_arrivals(timing):
             say(
                 "synthetic_arrivals",
                 "info",

@@ -68,6 +68,8 @@ class StreamFacts(_Facts):
     longest_gap_at_ns: int = 0
     latency_ms: float = 0.0
     latency_jitter_ms: float = 0.0
+    equal_intervals: bool = False
+    equal_latencies: bool = False
 
     @model_validator(mode="after")
     def _figures_come_together(self) -> StreamFacts:

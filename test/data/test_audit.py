@@ -208,6 +208,32 @@ def test_timing_is_kept_in_flat_memory_and_stays_right() -> None:
     assert found["latency_ms"] == pytest.approx(27.0, abs=1.01)
 
 
+def summary(stamps_ns: list[int], latencies_ns: list[int]) -> dict[str, Any]:
+    stream = StreamTiming()
+    for stamp_ns, latency_ns in zip(stamps_ns, latencies_ns, strict=True):
+        stream.add(stamp_ns, stamp_ns + latency_ns)
+    return stream.summary()
+
+
+def test_stamps_of_a_simulator_are_told_from_those_of_a_good_clock() -> None:
+    simulated = [k * 10**9 // 30 for k in range(3000)]
+    lossy = [stamp for k, stamp in enumerate(simulated) if k % 7]
+    off = [stamp + 90 * (k == 1500) for k, stamp in enumerate(simulated)]  # rounds to no jitter at all
+    noisy = [stamp + (k * 37) % 101 for k, stamp in enumerate(simulated)]
+    burst = [*range(5), *(10**9 + k * 33 * MS + (k * 37) % 101 for k in range(20))]
+    cases = [(simulated, True), (lossy, True), (off, False), (noisy, False), (burst, False)]
+    for stamps, equal in cases:
+        told = summary(stamps, [5 * MS] * len(stamps))
+        assert told["equal_intervals"] is equal and told["equal_latencies"] is True
+        found = of_recording("shard", {"timing": {"top": told}, "label_sources": ["topic:/labels"]})
+        assert any(f.check == "synthetic_stamps" for f in found) is equal
+    assert summary(off, [5 * MS] * 3000)["jitter_ms"] == 0.0
+    late = summary(simulated, [5 * MS + (k == 1500) for k in range(3000)])
+    assert late["latency_jitter_ms"] == 0.0 and late["equal_latencies"] is False
+    found = of_recording("shard", {"timing": {"top": late}, "label_sources": ["topic:/labels"]})
+    assert "synthetic_arrivals" not in {f.check for f in found}
+
+
 RIG = {"sensors": [{"name": "front"}, {"name": "top"}]}
 
 
