@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,6 +37,10 @@ CHECKS = (
     "acceleration", "velocity", "heading", "clock_offset", "calibration", "box_without_returns", "box_offset",
     "shared_drive", "near_duplicate", "leakage", "repetition",
 )  # fmt: skip
+# Checks of a whole recording whose findings a clip shows.
+SHOWN_BY_A_CLIP = frozenset(
+    "clock gap jitter clock_offset calibration box_without_returns box_offset shared_drive".split()
+)
 FINGERPRINT = 8  # cells per side of a clip's fingerprint
 
 
@@ -150,7 +154,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     labels = doubled = 0
     for name, store in stores:
         facts = dataset.facts(name)
-        report.findings += of_recording(name, facts)
+        report.findings += [_with_clip(finding, store.rows) for finding in of_recording(name, facts)]
         report.findings += [
             Finding("absent_sensor", severity, message, name, clip_id)
             for severity, message, clip_id in absent_sensors(store.rows, facts)
@@ -180,12 +184,17 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
         labels, doubled = labels + doubles.labels, doubled + doubles.doubled
         if sensors is not None:
             report.findings += [
-                Finding(check, "warning", message, name) for check, message in sensors.findings()
+                _with_clip(Finding(check, "warning", message, name), store.rows)
+                for check, message in sensors.findings()
             ]
             report.sensors[name] = sensors.figures()
-    report.findings += _shared_drives(
-        dataset.recordings(), {name: str(store.rows[0]["split"]) for name, store in stores if store.rows}
-    )
+    rows = {name: store.rows for name, store in stores if store.rows}
+    report.findings += [
+        _with_clip(finding, rows[finding.shard])
+        for finding in _shared_drives(
+            dataset.recordings(), {name: str(own[0]["split"]) for name, own in rows.items()}
+        )
+    ]
     report.provenance = provenance.figures()
     report.doubled_share = doubled / max(labels, 1)
     report.balance = {key: dict(sorted(counter.items())) for key, counter in sorted(counts.items())}
@@ -346,7 +355,33 @@ def _shared_drives(recordings: Sequence[Recording], split_of_shard: Mapping[str,
                 f"{a.shard} is in split {sides[0]}, this one in {sides[1]}, and they share: {why}; "
                 "`e2e-perception dataset split` puts them on one side"
             )
-            yield Finding("shared_drive", "error" if overlap_s(a, b) > 0.0 else "warning", message, b.shard)
+            same_time = overlap_s(a, b) > 0.0
+            yield Finding(
+                "shared_drive",
+                "error" if same_time else "warning",
+                message,
+                b.shard,
+                stamp_ns=max(a.start_ns, b.start_ns) if same_time else 0,
+            )
+
+
+def _with_clip(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> Finding:
+    """A finding of a whole recording with a clip to look at: the one nearest its stamp, else the first.
+
+    Where it is of labels, of the clips that are labelled.
+    """
+    if finding.check not in SHOWN_BY_A_CLIP:
+        return finding
+    if finding.check.startswith("box_"):
+        rows = [row for row in rows if row["labels_valid"] is not False]
+
+    def away_ns(row: Mapping[str, Any]) -> int:
+        first_ns = int(row["first_stamp_ns"])
+        last_ns = first_ns if row["last_stamp_ns"] is None else int(row["last_stamp_ns"])
+        return max(first_ns - finding.stamp_ns, finding.stamp_ns - last_ns, 0)
+
+    shown = min(rows, key=away_ns, default=None) if finding.stamp_ns else next(iter(rows), None)
+    return finding if shown is None else replace(finding, clip_id=str(shown["clip_id"]))
 
 
 def broken(report: Report, gates: Gates) -> list[str]:

@@ -281,6 +281,31 @@ def finished(made: Dataset, gates: Gates | None = None) -> Report:
     return report
 
 
+@pytest.mark.parametrize(
+    ("check", "change", "clip_id"),
+    [
+        ("gap", {"longest_gap_ms": 900.0, "longest_gap_at_ns": 5_250 * MS}, "000001"),
+        ("gap", {"longest_gap_ms": 900.0, "longest_gap_at_ns": 12_000 * MS}, "000002"),
+        ("jitter", {"jitter_ms": 40.0}, "000000"),
+        ("clock", {"latency_ms": -20.0}, "000000"),
+    ],
+)
+def test_findings_of_a_recording_name_the_clip_that_is_nearest(
+    tmp_path: Path, check: str, change: dict[str, Any], clip_id: str
+) -> None:
+    made, clip = Dataset(tmp_path / "set"), sound()
+    with made.writing("one") as directory:
+        writer = ClipWriter(directory)
+        for k in range(3):
+            stamps_ns_T = clip.stamps_ns_T - clip.stamps_ns_T[0] + (k * 4_000 + 1_000) * MS
+            told = {"last_stamp_ns": int(stamps_ns_T[-1])}
+            writer.write(f"{k:06d}", replace(clip, stamps_ns_T=stamps_ns_T), told)
+        writer.finish()
+        made.seal("one", {**facts(timing={"top": {**timing(), **change}}), "frames": 24}, [])
+    found = {finding.check: finding for finding in finished(made).findings}
+    assert found[check].clip_id == clip_id
+
+
 def scenario_in(split: str) -> str:
     from e2e_perception.data.clip_store import split_of
 
@@ -338,7 +363,7 @@ def test_recordings_of_one_time_on_two_sides_are_found_until_they_are_split(tmp_
             seal = {"start_ns": start_ns, "end_ns": start_ns + 60 * 10**9, "frames": len(clip)}
             made.seal(name, {**facts(), **seal}, [])
     (shared,) = [f for f in finished(made).findings if f.check == "shared_drive"]
-    assert (shared.severity, shared.shard) == ("error", "b")
+    assert (shared.severity, shared.shard, shared.clip_id) == ("error", "b", "000000")
     assert "a is in split train, this one in validation" in shared.message
     assert "40.0 s at the same time" in shared.message
     write_table(made.path / SPLITS, split_table(made.recordings()))
