@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,8 @@ def show(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """
     opened = _opened(dataset)
     shards = [
-        {**vars(shard), "source": opened.facts(shard.name)["source"]["name"]} for shard in opened.shards()
+        {**asdict(shard), "source": (opened.facts(shard.name).get("source") or {}).get("name", "not known")}
+        for shard in opened.shards()
     ]
     if as_json:
         emit_json({"digest": opened.digest, "shards": shards})
@@ -69,14 +71,26 @@ def diff(
 
 @app.command()
 def verify(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
-    """Compare every clip, label and table with its digest; exit code 2 at the first that differs.
+    """Compare every clip, label, table and shard.json with its digest; exit code 2 at the first that differs.
 
     Example: `e2e-perception dataset verify dataset`
     """
     opened = _opened(dataset)
-    opened.verify()
+    unrecorded = opened.verify()
+    if unrecorded:
+        log(
+            f"of {len(unrecorded)} shards ({', '.join(unrecorded[:3])}) dataset.json records no digest of "
+            "shard.json, as of releases before it did: whether that was altered is not known"
+        )
     if as_json:
-        emit_json({"digest": opened.digest, "shards": len(opened.shards()), "whole": True})
+        emit_json(
+            {
+                "digest": opened.digest,
+                "shards": len(opened.shards()),
+                "whole": True,
+                "facts_unrecorded": unrecorded,
+            }
+        )
     else:
         typer.echo(f"{len(opened.shards())} shards are whole; digest {opened.digest}")
 

@@ -7,10 +7,11 @@ which figures must not be exceeded. Nothing is mended here.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from e2e_perception.data.sensor_presence import absent_sensors
 from e2e_perception.data.shards import Dataset, read_labels
 from e2e_perception.data.slices import DISTANCES, clip_slices, in_bin
 from e2e_perception.data.splits import Recording, overlap_s, possible_pairs, relation
+from e2e_perception.data.timing import has_synthetic_arrivals, has_synthetic_stamps
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 CHECKS = (
@@ -35,19 +37,25 @@ CHECKS = (
     "acceleration", "velocity", "heading", "clock_offset", "calibration", "box_without_returns", "box_offset",
     "shared_drive", "near_duplicate", "leakage", "repetition",
 )  # fmt: skip
+# Checks of a whole recording whose findings a clip shows.
+SHOWN_BY_A_CLIP = frozenset(
+    "clock gap jitter clock_offset calibration box_without_returns box_offset shared_drive".split()
+)
 FINGERPRINT = 8  # cells per side of a clip's fingerprint
 
 
 class Gates(BaseModel):
     """Figures that must not be exceeded; what is left out is not judged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    max_findings: dict[str, int] = Field(
+    max_findings: dict[str, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="By check, or by severity: how many findings are let pass."
     )
     min_labelled_share: float = Field(0.0, ge=0, le=1, description="Of clips.")
-    min_class_share: dict[str, float] = Field(default_factory=dict, description="Of labels, by class.")
+    min_class_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="Of labels, by class; together at most 1."
+    )
     max_doubled_share: float = Field(
         1.0, ge=0, le=1, description="Of labels, that stand in another of their class; see `duplicate`."
     )
@@ -61,6 +69,16 @@ class Gates(BaseModel):
                 f"there is no check {unknown[0]!r}; expected {', '.join(SEVERITIES)} or one of "
                 f"{', '.join(CHECKS)}"
             )
+        return value
+
+    @field_validator("min_class_share")
+    @classmethod
+    def _of_classes(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - set(CLASSES))
+        if unknown:
+            raise ValueError(f"there is no class {unknown[0]!r}; expected some of {', '.join(CLASSES)}")
+        if math.fsum(value.values()) > 1.0 + 1e-9:  # decimal shares are not exact in binary
+            raise ValueError(f"shares sum up to {math.fsum(value.values()):g}; expected at most 1")
         return value
 
 
@@ -136,7 +154,7 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
     labels = doubled = 0
     for name, store in stores:
         facts = dataset.facts(name)
-        report.findings += of_recording(name, facts)
+        report.findings += [_with_clip(finding, store.rows) for finding in of_recording(name, facts)]
         report.findings += [
             Finding("absent_sensor", severity, message, name, clip_id)
             for severity, message, clip_id in absent_sensors(store.rows, facts)
@@ -166,12 +184,17 @@ def audit(dataset: Dataset, gates: Gates | None = None) -> Iterator[tuple[int, i
         labels, doubled = labels + doubles.labels, doubled + doubles.doubled
         if sensors is not None:
             report.findings += [
-                Finding(check, "warning", message, name) for check, message in sensors.findings()
+                _with_clip(Finding(check, "warning", message, name), store.rows)
+                for check, message in sensors.findings()
             ]
             report.sensors[name] = sensors.figures()
-    report.findings += _shared_drives(
-        dataset.recordings(), {name: str(store.rows[0]["split"]) for name, store in stores if store.rows}
-    )
+    rows = {name: store.rows for name, store in stores if store.rows}
+    report.findings += [
+        _with_clip(finding, rows[finding.shard])
+        for finding in _shared_drives(
+            dataset.recordings(), {name: str(own[0]["split"]) for name, own in rows.items()}
+        )
+    ]
     report.provenance = provenance.figures()
     report.doubled_share = doubled / max(labels, 1)
     report.balance = {key: dict(sorted(counter.items())) for key, counter in sorted(counts.items())}
@@ -196,14 +219,14 @@ def of_recording(shard: str, facts: Mapping[str, Any]) -> list[Finding]:
         count = int(timing.get("count", 0))
         if count == 0:
             continue
-        if timing.get("jitter_ms") == 0.0 and count > 10:
+        if has_synthetic_stamps(timing):
             period = timing["period_ms"]
             say(
                 "synthetic_stamps",
                 "warning",
                 f"{name}: all stamps are {period:g} ms apart to the nanosecond; no clock measured that",
             )
-        if timing.get("latency_jitter_ms") == 0.0 and count > 10:
+        if has_synthetic_arrivals(timing):
             say(
                 "synthetic_arrivals",
                 "info",
@@ -332,7 +355,33 @@ def _shared_drives(recordings: Sequence[Recording], split_of_shard: Mapping[str,
                 f"{a.shard} is in split {sides[0]}, this one in {sides[1]}, and they share: {why}; "
                 "`e2e-perception dataset split` puts them on one side"
             )
-            yield Finding("shared_drive", "error" if overlap_s(a, b) > 0.0 else "warning", message, b.shard)
+            same_time = overlap_s(a, b) > 0.0
+            yield Finding(
+                "shared_drive",
+                "error" if same_time else "warning",
+                message,
+                b.shard,
+                stamp_ns=max(a.start_ns, b.start_ns) if same_time else 0,
+            )
+
+
+def _with_clip(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> Finding:
+    """A finding of a whole recording with a clip to look at: the one nearest its stamp, else the first.
+
+    Where it is of labels, of the clips that are labelled.
+    """
+    if finding.check not in SHOWN_BY_A_CLIP:
+        return finding
+    if finding.check.startswith("box_"):
+        rows = [row for row in rows if row["labels_valid"] is not False]
+
+    def away_ns(row: Mapping[str, Any]) -> int:
+        first_ns = int(row["first_stamp_ns"])
+        last_ns = first_ns if row["last_stamp_ns"] is None else int(row["last_stamp_ns"])
+        return max(first_ns - finding.stamp_ns, finding.stamp_ns - last_ns, 0)
+
+    shown = min(rows, key=away_ns, default=None) if finding.stamp_ns else next(iter(rows), None)
+    return finding if shown is None else replace(finding, clip_id=str(shown["clip_id"]))
 
 
 def broken(report: Report, gates: Gates) -> list[str]:

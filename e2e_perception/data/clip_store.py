@@ -34,6 +34,11 @@ PACKED = "packed"
 # Opening an array costs half a millisecond whatever its size, and a clip has a dozen of a few kilobytes.
 PACKED_BELOW_BYTES = 65536
 _CLIP_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_EXPECTED_ID = "expected letters, digits, '.', '_' and '-' alone"
+# What zarr and numpy raise for metadata that were altered: another type, or a shape beyond all memory.
+_DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 _SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -141,8 +146,8 @@ class ClipWriter:
         return ClipStore(self.path)
 
     def _row_path(self, clip_id: str) -> Path:
-        if not _CLIP_ID.match(clip_id):
-            raise InputError(f"clip id {clip_id!r}: expected letters, digits, '.', '_' and '-' alone")
+        if not _CLIP_ID.fullmatch(clip_id):
+            raise InputError(f"clip id {clip_id!r}: {_EXPECTED_ID}")
         return self.path / "index" / f"{clip_id}.json"
 
 
@@ -158,7 +163,7 @@ class ClipStore:
         """Open a dataset.
 
         Raises:
-            InputError: If there is no index or it cannot be read.
+            InputError: If there is no index, it cannot be read, or a clip that it lists would lie elsewhere.
         """
         self.path = Path(path)
         index = self.path / INDEX
@@ -168,6 +173,9 @@ class ClipStore:
             rows = pq.read_table(index, schema=_SCHEMA).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{index} cannot be read: {error}") from error
+        for row in rows:
+            if row["clip_id"] is None or not _CLIP_ID.fullmatch(row["clip_id"]):
+                raise InputError(f"{index} lists a clip {row['clip_id']!r}: {_EXPECTED_ID}; ingest it anew")
         self.rows: list[dict[str, Any]] = sorted(rows, key=lambda row: str(row["clip_id"]))
         lines = "".join(f"{row['clip_id']} {row['digest']}\n" for row in self.rows)
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
@@ -215,7 +223,7 @@ class ClipStore:
                 **{name: arrays[name] for name in ARRAY_FIELDS},  # type: ignore[arg-type]
                 **{name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays},  # type: ignore[arg-type]
             )
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise InputError(
                 f"clip {path} is damaged: {error!r}; remove {self.path}, and simulate or ingest it again"
             ) from error

@@ -3,6 +3,7 @@
 A clip is hashed to bits that change little with noise and compression: the low frequencies of its pictures
 and of its lidar raster, each bit whether one is above the median (Zauner 2010). Two hashes that
 differ in few bits agree in one of several bands entirely, so that only clips that share a band are compared.
+A sensor that was not there has no bands, or all clips without it would share them.
 
 Legend: H W image, Y X cells, D bits.
 """
@@ -22,8 +23,8 @@ from e2e_perception.core.network_config import LIDAR_CHANNELS
 
 SIDE = 32  # cells per side before frequencies are taken
 FREQUENCIES = 8  # per direction that are kept; the mean is not
-BANDS = 12
-TOLERANCE = BANDS - 1  # bits that may differ, so that a band is left in which none does
+BANDS = 6  # of each of the two sensors
+TOLERANCE = 2 * BANDS - 1  # bits that may differ, so that a band is left in which none does
 
 _LOW, _HEIGHT = LIDAR_CHANNELS.index("low"), LIDAR_CHANNELS.index("max_height")
 
@@ -31,7 +32,7 @@ _LOW, _HEIGHT = LIDAR_CHANNELS.index("low"), LIDAR_CHANNELS.index("max_height")
 def perceptual_hash(clip: Clip) -> NDArray[np.bool_] | None:
     """(D,) bits of the first frame: pictures, then the lidar raster; None if it has neither.
 
-    A sensor that was not there gives zeros: clips without it are alike in that.
+    A sensor that was not there, or that saw the same everywhere, gives zeros.
     """
     seen = clip.inputs["camera_valid"][0] > 0.5
     pictures: list[NDArray[np.float32]] = []
@@ -83,16 +84,25 @@ class HashIndex:
             bits_D: Compared with all.
             counts: By name, whether a hash is looked at.
         Returns:
-            How many bits differ, and its name; None if all differ by more than `TOLERANCE`.
+            How many bits differ, and its name; None if all differ by more than `TOLERANCE`, or by more than
+            half of it where only one sensor gives bits.
         """
-        candidates = {index for key in _bands(bits_D) for index in self._bands.get(key, ())}
+        bands = _bands(bits_D)
+        tolerance = len(bands) - 1
+        candidates = {index for key in bands for index in self._bands.get(key, ())}
         best: tuple[int, int] | None = None
         for index in sorted(k for k in candidates if counts(self._names[k])):
             distance = int((self._hashes[index] != bits_D).sum())
-            if distance <= TOLERANCE and (best is None or distance < best[0]):
+            if distance <= tolerance and (best is None or distance < best[0]):
                 best = (distance, index)
         return None if best is None else (best[0], self._names[best[1]])
 
 
 def _bands(bits_D: NDArray[np.bool_]) -> list[tuple[int, bytes]]:
-    return [(k, np.packbits(band).tobytes()) for k, band in enumerate(np.array_split(bits_D, BANDS))]
+    """Numbers and bits of the bands of the sensors that gave any bits."""
+    return [
+        (BANDS * sensor + k, np.packbits(band).tobytes())
+        for sensor, own in enumerate(np.split(bits_D, 2))
+        if own.any()
+        for k, band in enumerate(np.array_split(own, BANDS))
+    ]

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from e2e_perception import __version__
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import SIZES, NetworkConfig
-from e2e_perception.data.clip_store import FACTS, INDEX, ClipStore, ClipWriter
+from e2e_perception.data.clip_store import FACTS, ClipStore, ClipWriter
 from e2e_perception.data.label_layers import Layer
 from e2e_perception.data.shard_labels import ShardLabels
-from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, Shard, read_labels
+from e2e_perception.data.shards import DATASET, SHARD, Dataset, Shard, read_labels
 
 TOOL = f"e2e_perception {__version__}"
 TABLE = "conflicts.parquet"
@@ -196,22 +196,9 @@ def relabel(
             ),
             "labels_unplaced": task.unplaced,
         }
-        tables = {**_other_tables(dataset, name), TABLE: conflicts}
+        tables = {**dataset.tables(name), TABLE: conflicts}
         made = out.seal(new_name, facts, rows, tables)
     return _told(out, made, name, new=True)
-
-
-def _other_tables(dataset: Dataset, name: str) -> dict[str, pa.Table]:
-    """Tables that a shard has beside its index and its labels."""
-    files = [Path(file).name for file in dataset.facts(name).get("files", {})]
-    try:
-        return {
-            file: pq.read_table(dataset.directory(name) / file)
-            for file in files
-            if file not in (INDEX, LABELS, TABLE)
-        }
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"a table of shard {name} cannot be read: {error}; import it again") from error
 
 
 def _taken_over(dataset: Dataset, shard: Shard, store: ClipStore, out: Dataset) -> Relabelled:
@@ -220,17 +207,13 @@ def _taken_over(dataset: Dataset, shard: Shard, store: ClipStore, out: Dataset) 
     if not new and listed[shard.name].digest != shard.digest:
         raise InputError(f"{out.path} has another shard {shard.name}; name a new directory")
     if new:
+        tables = dataset.tables(shard.name)
         with out.writing(shard.name) as directory:
             shutil.copytree(
                 store.path, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SHARD, ".lock")
             )
             facts = dataset.facts(shard.name)
             kept = {key: value for key, value in facts.items() if key not in ("digest", "clips", "files")}
-            tables = {
-                file: pq.read_table(directory / file)
-                for file in facts.get("files", {})
-                if file not in (INDEX, LABELS)
-            }
             made = out.seal(shard.name, kept, read_labels(directory), tables)
             assert made.digest == shard.digest
     return _told(out, shard, shard.name, new=new)

@@ -17,10 +17,9 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,20 @@ import pyarrow.parquet as pq
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import INDEX, ClipStore
+from e2e_perception.data.shard_facts import (
+    FORMAT,
+    Shard,
+    ShardFacts,
+    ShardList,
+    checked_file_name,
+    checked_shard_name,
+    parsed,
+)
 from e2e_perception.data.splits import SPLITS, Recording, read_table
 
 DATASET = "dataset.json"
 SHARD = "shard.json"
 LABELS = "labels.parquet"
-FORMAT = 1
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 LABEL_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -50,22 +56,6 @@ LABEL_SCHEMA = pa.schema(
         ("reviewer", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A finished shard as its dataset lists it.
-
-    Attributes:
-        name: Of its directory.
-        digest: Of its clips and labels.
-        clips, frames: How many.
-    """
-
-    name: str
-    digest: str
-    clips: int
-    frames: int
 
 
 class Dataset:
@@ -97,18 +87,12 @@ class Dataset:
         file = self.path / DATASET
         if not file.is_file():
             return []
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            if document["format"] != FORMAT:
-                raise InputError(f"{file} has format {document['format']}, this release reads {FORMAT}")
-            shards = [Shard(**entry) for entry in document["shards"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file} is damaged: {error!r}; restore it, or ingest into a new directory"
-            ) from error
-        for shard in shards:
-            _checked(shard.name)
-        return sorted(shards, key=lambda shard: shard.name)
+        listed = parsed(ShardList, file.read_bytes(), str(file))
+        if listed.format != FORMAT:
+            raise InputError(f"{file} has format {listed.format}, this release reads {FORMAT}")
+        for shard in listed.shards:
+            checked_shard_name(shard.name)
+        return sorted(listed.shards, key=lambda shard: shard.name)
 
     @property
     def digest(self) -> str:
@@ -122,7 +106,7 @@ class Dataset:
         Raises:
             InputError: If that is no name for one.
         """
-        return self.path / "shards" / _checked(name)
+        return self.path / "shards" / checked_shard_name(name)
 
     def stores(self) -> list[ClipStore]:
         """The clips of every shard, on the sides that `splits.json` says.
@@ -158,12 +142,26 @@ class Dataset:
         """
         file = self.directory(name) / SHARD
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            text = file.read_bytes()
+        except OSError as error:
             raise InputError(f"{file} cannot be read: {error}; ingest into a new directory") from error
-        if not isinstance(document, dict):
-            raise InputError(f"{file} holds a {type(document).__name__}, expected an object")
+        for listed in parsed(ShardFacts, text, str(file)).files:
+            checked_file_name(listed, str(file))
+        document: dict[str, Any] = json.loads(text)
         return document
+
+    def tables(self, name: str) -> dict[str, pa.Table]:
+        """Tables that a shard has beside its index and its labels, by file name.
+
+        Raises:
+            InputError: If one is missing or damaged, or its name leads elsewhere.
+        """
+        directory = self.directory(name)
+        others = [file for file in self.facts(name).get("files", {}) if file not in (INDEX, LABELS)]
+        try:
+            return {file: pq.read_table(directory / file) for file in others}
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"a table of shard {name} cannot be read: {error}; import it again") from error
 
     def seal(
         self,
@@ -179,8 +177,12 @@ class Dataset:
             facts: What it was made from and by.
             labels: Rows of `LABEL_SCHEMA`.
             tables: Others by file name, kept beside them.
+        Raises:
+            InputError: If the name of a table leads elsewhere.
         """
         directory = self.directory(name)
+        for file in tables or {}:
+            checked_file_name(file, f"shard {name}")
         store = ClipStore(directory)
         table = pa.Table.from_pylist([dict(row) for row in labels], schema=LABEL_SCHEMA)
         scratch = directory / f".{LABELS}.{os.getpid()}"
@@ -188,28 +190,43 @@ class Dataset:
         scratch.replace(directory / LABELS)
         digest = hashlib.sha256(f"{store.digest}\n{_digest_of(labels)}\n".encode()).hexdigest()
         frames = int(facts["frames"])
-        shard = Shard(name, digest, len(store), frames)
         for file, other in (tables or {}).items():
             pq.write_table(other, directory / file)
         files = {file: _sha256(directory / file) for file in (INDEX, LABELS, *(tables or {}))}
         _write_json(directory / SHARD, {**facts, "digest": digest, "clips": len(store), "files": files})
+        shard = Shard(name, digest, len(store), frames, _sha256(directory / SHARD))
         with self._locked():
             others = [other for other in self.shards() if other.name != name]
             listed = sorted([*others, shard], key=lambda item: item.name)
-            _write_json(self.path / DATASET, {"format": FORMAT, "shards": [vars(item) for item in listed]})
+            _write_json(self.path / DATASET, {"format": FORMAT, "shards": [asdict(item) for item in listed]})
         return shard
 
-    def verify(self) -> None:
-        """Compare every clip, label and table with its digest.
+    def verify(self) -> list[str]:
+        """Compare every clip, label, table and fact with its digest.
 
+        Returns:
+            Names of shards that were listed before digests of facts were recorded: of those, facts that were
+            altered to others that are sound are not found.
         Raises:
             InputError: At the first that differs.
         """
+        unrecorded = []
         for shard in self.shards():
-            for file, expected in self.facts(shard.name).get("files", {}).items():
-                path = self.directory(shard.name) / str(Path(file).name)
+            facts = self.facts(shard.name)
+            digests = {SHARD: (shard.facts_digest, DATASET)}
+            digests.update({file: (digest, SHARD) for file, digest in facts.get("files", {}).items()})
+            if shard.facts_digest is None:
+                del digests[SHARD]
+                unrecorded.append(shard.name)
+            for file, (expected, where) in digests.items():
+                path = self.directory(shard.name) / file
                 if not path.is_file() or _sha256(path) != expected:
-                    raise InputError(f"{path} was altered: it has not the digest that {SHARD} says")
+                    raise InputError(f"{path} was altered: it has not the digest that {where} says")
+            if (shard.clips, shard.frames) != (facts["clips"], facts["frames"]):
+                raise InputError(
+                    f"{DATASET} says that shard {shard.name} has {shard.clips} clips of {shard.frames} "
+                    f"frames, {SHARD} says {facts['clips']} of {facts['frames']}; one of them was altered"
+                )
             store = ClipStore(self.directory(shard.name))
             store.verify()
             rows = read_labels(self.directory(shard.name))
@@ -218,6 +235,7 @@ class Dataset:
                 raise InputError(
                     f"shard {shard.name} was altered: digest {got[:12]}…, {DATASET} says {shard.digest[:12]}…"
                 )
+        return unrecorded
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -281,12 +299,6 @@ def digest_of(stores: Sequence[ClipStore]) -> str:
     if len(stores) == 1:
         return stores[0].digest
     return hashlib.sha256("\n".join(sorted(store.digest for store in stores)).encode()).hexdigest()
-
-
-def _checked(name: str) -> str:
-    if not _NAME.match(name):
-        raise InputError(f"shard {name!r}: expected up to 100 letters, digits, '.', '_' and '-', not first")
-    return name
 
 
 def _digest_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import split_of
 from e2e_perception.data.ego_paths import NEIGHBOURS, EgoPath
+from e2e_perception.data.timing import FEW, has_synthetic_stamps
 
 SPLITS = "splits.json"
 FORMAT = 1
@@ -27,7 +28,6 @@ PLACE_DISTANCE = 30.0  # [m] between paths that show the same street
 PLACE_SHARE = 0.2  # of the shorter path that has to be near; crossing a street is not driving it
 # Stamps before 2000 or after 2100 are of a clock that nobody set.
 FIRST_STAMP_NS, LAST_STAMP_NS = 946_684_800 * 10**9, 4_102_444_800 * 10**9
-FEW = 10  # messages of which equal intervals say nothing
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,16 @@ class Recording:
 def is_clocked(facts: Mapping[str, Any]) -> bool:
     """Whether a recording's stamps are of a real clock.
 
-    Intervals that are the same to the nanosecond, as of a simulator, are not; all simulated drives begin at
-    the same instant.
+    Intervals that are the same to the nanosecond in all streams, as of a simulator, are not; all simulated
+    drives begin at the same instant. One stream whose stamps are computed, as of a hardware trigger, does not
+    make the clock of the others unreal.
     """
     start_ns = int(facts.get("start_ns", 0))
     if not FIRST_STAMP_NS <= start_ns < LAST_STAMP_NS:
         return False
     streams = [*dict(facts.get("timing", {})).values(), facts.get("odometry", {})]
-    return not any(s.get("jitter_ms") == 0.0 and int(s.get("count", 0)) > FEW for s in streams)
+    telling = [stream for stream in streams if int(stream.get("count", 0)) > FEW]
+    return not telling or not all(has_synthetic_stamps(stream) for stream in telling)
 
 
 def relation(a: Recording, b: Recording, place_distance: float = PLACE_DISTANCE) -> str:

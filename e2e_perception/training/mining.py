@@ -193,8 +193,9 @@ def shares(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) share of the others that have less, ties in the middle; 0.5 where all are alike."""
     if len(values_N) == 1:
         return np.full(1, 0.5)
-    less = (values_N[:, None] > values_N).sum(axis=1)
-    alike = (values_N[:, None] == values_N).sum(axis=1) - 1
+    ordered_N = np.sort(values_N)
+    less = np.searchsorted(ordered_N, values_N, side="left")
+    alike = np.searchsorted(ordered_N, values_N, side="right") - less - 1
     return np.asarray((less + 0.5 * alike) / (len(values_N) - 1.0))
 
 

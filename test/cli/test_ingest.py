@@ -287,7 +287,7 @@ def test_a_full_disk_is_said_and_leaves_no_shard(
     assert ingest(tmp_path / "set", bag)["digest"] == whole["digest"]
 
 
-@pytest.mark.parametrize("what", ["clips", LABELS, "index.parquet"])
+@pytest.mark.parametrize("what", ["clips", LABELS, "index.parquet", SHARD])
 def test_a_flipped_byte_in_a_shard_is_found(bag: Path, tmp_path: Path, ingest: Ingest, what: str) -> None:
     told = ingest(tmp_path / "set", bag)
     shard = Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])

@@ -208,6 +208,32 @@ def test_timing_is_kept_in_flat_memory_and_stays_right() -> None:
     assert found["latency_ms"] == pytest.approx(27.0, abs=1.01)
 
 
+def summary(stamps_ns: list[int], latencies_ns: list[int]) -> dict[str, Any]:
+    stream = StreamTiming()
+    for stamp_ns, latency_ns in zip(stamps_ns, latencies_ns, strict=True):
+        stream.add(stamp_ns, stamp_ns + latency_ns)
+    return stream.summary()
+
+
+def test_stamps_of_a_simulator_are_told_from_those_of_a_good_clock() -> None:
+    simulated = [k * 10**9 // 30 for k in range(3000)]
+    lossy = [stamp for k, stamp in enumerate(simulated) if k % 7]
+    off = [stamp + 90 * (k == 1500) for k, stamp in enumerate(simulated)]  # rounds to no jitter at all
+    noisy = [stamp + (k * 37) % 101 for k, stamp in enumerate(simulated)]
+    burst = [*range(5), *(10**9 + k * 33 * MS + (k * 37) % 101 for k in range(20))]
+    cases = [(simulated, True), (lossy, True), (off, False), (noisy, False), (burst, False)]
+    for stamps, equal in cases:
+        told = summary(stamps, [5 * MS] * len(stamps))
+        assert told["equal_intervals"] is equal and told["equal_latencies"] is True
+        found = of_recording("shard", {"timing": {"top": told}, "label_sources": ["topic:/labels"]})
+        assert any(f.check == "synthetic_stamps" for f in found) is equal
+    assert summary(off, [5 * MS] * 3000)["jitter_ms"] == 0.0
+    late = summary(simulated, [5 * MS + (k == 1500) for k in range(3000)])
+    assert late["latency_jitter_ms"] == 0.0 and late["equal_latencies"] is False
+    found = of_recording("shard", {"timing": {"top": late}, "label_sources": ["topic:/labels"]})
+    assert "synthetic_arrivals" not in {f.check for f in found}
+
+
 RIG = {"sensors": [{"name": "front"}, {"name": "top"}]}
 
 
@@ -253,6 +279,31 @@ def finished(made: Dataset, gates: Gates | None = None) -> Report:
     *_, (done, total, report) = audit(made, gates)
     assert done == total
     return report
+
+
+@pytest.mark.parametrize(
+    ("check", "change", "clip_id"),
+    [
+        ("gap", {"longest_gap_ms": 900.0, "longest_gap_at_ns": 5_250 * MS}, "000001"),
+        ("gap", {"longest_gap_ms": 900.0, "longest_gap_at_ns": 12_000 * MS}, "000002"),
+        ("jitter", {"jitter_ms": 40.0}, "000000"),
+        ("clock", {"latency_ms": -20.0}, "000000"),
+    ],
+)
+def test_findings_of_a_recording_name_the_clip_that_is_nearest(
+    tmp_path: Path, check: str, change: dict[str, Any], clip_id: str
+) -> None:
+    made, clip = Dataset(tmp_path / "set"), sound()
+    with made.writing("one") as directory:
+        writer = ClipWriter(directory)
+        for k in range(3):
+            stamps_ns_T = clip.stamps_ns_T - clip.stamps_ns_T[0] + (k * 4_000 + 1_000) * MS
+            told = {"last_stamp_ns": int(stamps_ns_T[-1])}
+            writer.write(f"{k:06d}", replace(clip, stamps_ns_T=stamps_ns_T), told)
+        writer.finish()
+        made.seal("one", {**facts(timing={"top": {**timing(), **change}}), "frames": 24}, [])
+    found = {finding.check: finding for finding in finished(made).findings}
+    assert found[check].clip_id == clip_id
 
 
 def scenario_in(split: str) -> str:
@@ -312,7 +363,7 @@ def test_recordings_of_one_time_on_two_sides_are_found_until_they_are_split(tmp_
             seal = {"start_ns": start_ns, "end_ns": start_ns + 60 * 10**9, "frames": len(clip)}
             made.seal(name, {**facts(), **seal}, [])
     (shared,) = [f for f in finished(made).findings if f.check == "shared_drive"]
-    assert (shared.severity, shared.shard) == ("error", "b")
+    assert (shared.severity, shared.shard, shared.clip_id) == ("error", "b", "000000")
     assert "a is in split train, this one in validation" in shared.message
     assert "40.0 s at the same time" in shared.message
     write_table(made.path / SPLITS, split_table(made.recordings()))
@@ -379,3 +430,26 @@ def test_gates_on_checks_that_there_are_not_are_refused() -> None:
     assert Gates(max_findings=dict.fromkeys((*CHECKS, "error"), 0))
     with pytest.raises(ValidationError, match="there is no check 'duplicat'"):
         Gates(max_findings={"duplicat": 0})
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"min_class_share": {"car": float("nan")}}, "finite number"),
+        ({"min_class_share": {"car": 1.5}}, "less than or equal to 1"),
+        ({"min_class_share": {"car": -0.1}}, "greater than or equal to 0"),
+        ({"min_class_share": {"caar": 0.1}}, "there is no class 'caar'; expected some of car"),
+        ({"min_class_share": {"car": 0.6, "pedestrian": 0.6}}, "sum up to 1.2; expected at most 1"),
+        ({"max_findings": {"error": -1}}, "greater than or equal to 0"),
+        ({"min_labelled_share": float("nan")}, "finite number"),
+        ({"max_doubled_share": float("nan")}, "finite number"),
+    ],
+)
+def test_gates_that_always_or_never_break_are_refused(limits: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Gates.model_validate(limits)
+
+
+def test_gates_at_their_bounds_are_taken() -> None:
+    assert Gates(min_class_share={"car": 1.0, "pedestrian": 0.0}, max_findings={"error": 0})
+    assert Gates(min_class_share={"car": 0.1, "pedestrian": 0.2, CLASSES[-1]: 0.7})

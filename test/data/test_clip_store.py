@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import synthetic_clip
 
@@ -139,6 +143,42 @@ def test_missing_and_cut_off_clips_are_errors(tmp_path: Path) -> None:
     store.read(2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": 5},
+        {"layout": [5]},
+        {"dtype": "O"},
+        {"dtype": "nonsense"},
+        {"shape": [2**45]},
+        {"shape": [2**70]},
+        {"shape": None},
+        {"offset": "x"},
+    ],
+)
+def test_metadata_that_were_altered_are_errors(tmp_path: Path, change: dict[str, Any]) -> None:
+    store = filled(tmp_path, 1)
+    file = tmp_path / "clips" / "clip-0" / "zarr.json"
+    document = json.loads(file.read_text())
+    layout = document["attributes"]["layout"]
+    if "layout" in change:
+        document["attributes"]["layout"] = change["layout"]
+    else:
+        next(entry for entry in layout if "dtype" in entry).update(change)
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="clip-0 is damaged"):
+        store.read(0)
+
+
+def test_an_array_beyond_all_memory_is_an_error(tmp_path: Path) -> None:
+    store = filled(tmp_path, 1)
+    file = next((tmp_path / "clips" / "clip-0").glob("*/zarr.json"))
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "shape": [2**45, *document["shape"][1:]]}))
+    with pytest.raises(InputError, match="clip-0 is damaged"):
+        store.read(0)
+
+
 def test_verify_finds_a_clip_that_was_exchanged(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.verify()
@@ -153,3 +193,12 @@ def test_verify_finds_a_clip_that_was_exchanged(tmp_path: Path) -> None:
 def test_clip_ids_that_are_no_file_names_are_refused(tmp_path: Path, clip_id: str) -> None:
     with pytest.raises(InputError, match="expected letters, digits"):
         ClipWriter(tmp_path).write(clip_id, synthetic_clip())
+
+
+@pytest.mark.parametrize("clip_id", ["../clip-0", "/etc", "clip-0\n", None])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, clip_id: str | None) -> None:
+    table = pq.read_table(filled(tmp_path, 1).path / INDEX)
+    odd = table.set_column(0, "clip_id", pa.array([clip_id], pa.string()))
+    pq.write_table(odd, tmp_path / INDEX)
+    with pytest.raises(InputError, match=r"index\.parquet lists a clip .*expected letters, digits"):
+        ClipStore(tmp_path)

@@ -68,3 +68,44 @@ def test_clips_without_sensors_are_not_alike() -> None:
     clip = synthetic_clip(SMALL)
     dead = {name: np.zeros_like(clip.inputs[name]) for name in ("camera_valid", "lidar_valid")}
     assert perceptual_hash(replace(clip, inputs={**clip.inputs, **dead})) is None
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(0, TOLERANCE), absent=st.sampled_from([0, 1]))
+@settings(max_examples=100)
+def test_without_one_sensor_half_as_many_bits_may_differ(seed: int, count: int, absent: int) -> None:
+    rng = np.random.default_rng(seed)
+    hashes = rng.random((30, 2, NUM_BITS // 2)) < 0.5
+    hashes[:, absent] = False
+    index = HashIndex()
+    for k, row in enumerate(hashes):
+        index.add(row.ravel(), (str(k),))
+    asked = hashes[rng.integers(30)].copy()
+    asked[1 - absent, rng.choice(NUM_BITS // 2, count, replace=False)] ^= True
+    gaps = (hashes != asked).sum(axis=(1, 2))
+    near = gaps.min() <= TOLERANCE // 2
+    expected = (int(gaps.min()), (str(int(gaps.argmin())),)) if near else None
+    assert index.nearest(asked.ravel()) == expected
+
+
+def test_clips_without_a_camera_are_not_compared_with_all_others() -> None:
+    rng = np.random.default_rng(0)
+    hashes = np.concatenate([np.zeros((400, NUM_BITS // 2), bool), rng.random((400, NUM_BITS // 2)) < 0.5], 1)
+    index = HashIndex()
+    compared = 0
+
+    def look(_name: tuple[str, ...]) -> bool:
+        nonlocal compared
+        compared += 1
+        return True
+
+    for k, row in enumerate(hashes):
+        index.nearest(row, look)
+        index.add(row, (str(k),))
+    # Of 79800 pairs about 6 in 2 ** 10.5 share a band of 10 or 11 bits.
+    assert 0 < compared < 1000
+
+
+def test_what_is_the_same_everywhere_is_like_nothing() -> None:
+    index = HashIndex()
+    index.add(np.zeros(NUM_BITS, bool), ("blank",))
+    assert index.nearest(np.zeros(NUM_BITS, bool)) is None

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
@@ -252,6 +254,29 @@ def test_a_shard_that_no_layer_speaks_of_is_taken_over(tmp_path: Path) -> None:
     after = {shard.name: shard.digest for shard in out.shards()}
     assert after[SHARD] == before[SHARD] and len(after) == 2
     out.verify()
+
+
+@pytest.mark.parametrize("place", ["absolute", "above"])
+def test_a_shard_that_lists_a_file_elsewhere_is_refused_and_the_file_is_left_alone(
+    tmp_path: Path, place: str
+) -> None:
+    dataset = write_dataset(tmp_path / "set", 10, labelled=True)
+    victim = tmp_path / "victim.parquet"
+    pq.write_table(pa.table({"precious": [1]}), victim, compression="gzip")
+    before = victim.read_bytes()
+    file = dataset.directory(SHARD) / FACTS_FILE
+    name = str(victim) if place == "absolute" else "../../../victim.parquet"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({**facts, "files": {**facts["files"], name: "0"}}))
+    out = Dataset(tmp_path / "new")
+    for given in ([], [layer(dataset, [], complete=(0,))]):
+        with pytest.raises(InputError, match=r"victim\.parquet'?.*expected a name of letters"):
+            relabel(dataset, SHARD, given, KINDS, out)
+    with pytest.raises(InputError, match="expected a name of letters"):
+        dataset.verify()
+    with pytest.raises(InputError, match="expected a name of letters"):
+        dataset.seal(SHARD, {"frames": 10}, [], {name: pa.table({"other": [2]})})
+    assert victim.read_bytes() == before and out.shards() == []
 
 
 def test_layers_that_do_not_fit_are_refused(tmp_path: Path, unlabelled: Dataset) -> None:

@@ -86,8 +86,20 @@ def test_clocks_that_nobody_set_say_nothing() -> None:
         assert len(groups(split_table(unset))) == 2
     real = {"start_ns": NOW, "timing": {"top": {"count": 50, "jitter_ms": 0.4}}}
     assert is_clocked(real)
-    assert not is_clocked({**real, "odometry": {"count": 50, "jitter_ms": 0.0}})
+    assert not is_clocked({"start_ns": NOW, "odometry": {"count": 50, "jitter_ms": 0.0}})
     assert not is_clocked({**real, "start_ns": 12 * SECOND})
+
+
+def test_one_stream_that_a_trigger_stamps_does_not_make_a_recording_unclocked() -> None:
+    real = {"count": 50, "jitter_ms": 0.4, "equal_intervals": False}
+    triggered = {"count": 50, "jitter_ms": 0.0, "equal_intervals": True}
+    assert is_clocked({"start_ns": NOW, "timing": {"front": triggered, "top": real}})
+    assert is_clocked({"start_ns": NOW, "timing": {"front": triggered}, "odometry": real})
+    assert not is_clocked({"start_ns": NOW, "timing": {"front": triggered}, "odometry": triggered})
+    # A jitter below what is written down is one, and a few messages tell nothing of the others.
+    assert is_clocked({"start_ns": NOW, "timing": {"front": {**triggered, "equal_intervals": False}}})
+    few = {"count": 3, "jitter_ms": 0.4, "equal_intervals": False}
+    assert not is_clocked({"start_ns": NOW, "timing": {"front": triggered, "top": few}})
 
 
 def test_a_street_driven_twice_is_a_group_if_the_frame_is_shared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,23 @@ def test_ranks_and_novelty_of_what_is_all_alike() -> None:
     assert shares(np.zeros(5)).tolist() == [0.5] * 5
     assert shares(np.zeros(1)).tolist() == [0.5]
     assert novelty(np.ones((4, 3))).tolist() == [0.0] * 4
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=30))
+def test_ranks_are_those_that_all_pairs_give(values: list[int]) -> None:
+    values_N = np.array(values, np.float64)
+    less = (values_N[:, None] > values_N).sum(axis=1)
+    alike = (values_N[:, None] == values_N).sum(axis=1) - 1
+    np.testing.assert_array_equal(shares(values_N), (less + 0.5 * alike) / (len(values) - 1.0))
+
+
+def test_ranks_of_a_fleet_do_not_take_memory_for_every_pair() -> None:
+    values_N = np.random.default_rng(0).normal(size=20_000)
+    tracemalloc.start()
+    shares(values_N)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20 * values_N.nbytes
 
 
 def test_weights_of_nothing_are_refused() -> None:
