@@ -28,7 +28,8 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -58,6 +59,7 @@ from e2e_perception.core.sensor_messages import (
 from e2e_perception.core.tracks import Tracks
 from e2e_perception.core.trajectories import Route
 from e2e_perception.data.message_factory import RosbagsFactory
+from e2e_perception.data.unpacking import check_packed_files, from_lz4, from_zstd
 
 SENSOR_TYPES = {
     "camera": (COMPRESSED_IMAGE_TYPE, IMAGE_TYPE),
@@ -68,6 +70,9 @@ LABELS_TOPIC = "/labels"
 # Both send point clouds; these words in a topic tell them apart.
 RADAR_WORDS = ("radar",)
 LIDAR_WORDS = ("lidar", "laser", "velodyne", "ouster", "hesai")
+
+# rosbags unpacks a chunk whatever comes of it, and compares its size after that; these stop at a bound.
+DECOMPRESSORS.update(zstd=lambda data, _: from_zstd(data), lz4=lambda data, _: from_lz4(data))
 
 
 def project_typestore() -> Typestore:
@@ -116,15 +121,19 @@ class BagSource:
             path: Directory or file.
             topics: Read only these; None: all.
         Raises:
-            InputError: If there is no bag, it is empty, damaged or cut off, or lacks a topic.
+            InputError: If there is no bag, it is empty, damaged or cut off, unpacks to more than a recording
+                would, or lacks a topic.
         """
         self.path = Path(path)
         storage = _storage_path(self.path)
+        if storage.is_dir():
+            check_packed_files(storage)
         try:
             self._reader = AnyReader([storage], default_typestore=project_typestore())
             self._reader.open()
         except Exception as error:  # whatever the library trips over, the bag is what must be mended
             raise DamagedBagError(_why_unreadable(storage, error)) from error
+        self._packed_messages = _take_over_unpacking(self._reader)
         held = [c for c in self._reader.connections if c.msgcount > 0]
         self.counts: dict[str, int] = {}
         self.types: dict[str, str] = {}
@@ -204,11 +213,12 @@ class BagSource:
         while True:
             try:
                 found = next(stored, None)
+                if found is None:
+                    return
+                connection, stamp_ns, raw = found
+                raw = from_zstd(raw) if self._packed_messages else raw
             except Exception as error:  # whatever the library trips over, the bag is what must be mended
                 raise self._damaged(count, last_ns, error) from error
-            if found is None:
-                return
-            connection, stamp_ns, raw = found
             count, last_ns = count + 1, stamp_ns
             yield connection.topic, connection.msgtype, stamp_ns, bytes(raw)
 
@@ -239,6 +249,15 @@ class BagSource:
         )
 
     __iter__ = messages
+
+
+def _take_over_unpacking(reader: AnyReader) -> bool:
+    """Whether each message is compressed by itself: rosbags then hands them out as they are stored."""
+    (bag,) = reader.readers
+    if not isinstance(bag, Reader) or bag.compression_mode != "message":
+        return False
+    bag.storage.metadata = bag.storage.metadata._replace(compression_mode=None)
+    return True
 
 
 def _storage_path(path: Path) -> Path:
