@@ -9,6 +9,7 @@ MCAP: https://mcap.dev/spec. SQLite: tables `topics` and `messages` of rosbag2.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import struct
@@ -133,12 +134,19 @@ def _files(path: Path) -> list[Path]:
         raise InputError(f"no bag at {path}; give a rosbag2 directory, or an .mcap or .db3 file")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and file.is_file())
+    files = sorted(
+        (file for file in path.iterdir() if file.suffix in ENDINGS and file.is_file()), key=_as_recorded
+    )
     if not files:
         packed = [file.name for file in path.iterdir() if file.name.endswith(".zstd")]
         why = f"; of {', '.join(packed)}, compressed as a whole, nothing can be salvaged" if packed else ""
         raise InputError(f"{path} holds no .mcap or .db3 file{why}")
     return files
+
+
+def _as_recorded(file: Path) -> list[tuple[int, str]]:
+    """Sorts the files of a split recording by their numbers: `drive_10` comes after `drive_9`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name)]
 
 
 # ------------------------------------------------------------------ MCAP

@@ -270,27 +270,28 @@ def _storage_path(path: Path) -> Path:
         return path
     if (path / "metadata.yaml").is_file():
         return path
-    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "no .mcap or .db3 file"
-        raise InputError(
-            f"{path} is no rosbag2 directory: it has no metadata.yaml and {found}; `ros2 bag reindex` "
-            "writes one where a recorder was stopped too early"
-        )
-    return files[0]
+    files = [file for file in storage_files(path) if file.suffix in (".mcap", ".db3")]
+    if len(files) == 1:
+        return files[0]
+    kind = DamagedBagError if files else InputError  # of a split recording the files are all there
+    found = ", ".join(file.name for file in files) or "no .mcap or .db3 file"
+    raise kind(
+        f"{path} is no rosbag2 directory: it has no metadata.yaml and {found}; `ros2 bag reindex` "
+        "writes one where a recorder was stopped too early"
+    )
 
 
 def storage_files(path: str | Path) -> list[Path]:
-    """The files that hold a bag's messages, in order of their names.
+    """The files that hold a bag's messages, in order of their names; metadata.yaml need not be there.
 
     Raises:
         InputError: If there is no bag.
     """
-    storage = _storage_path(Path(path))
-    if storage.is_file():
-        return [storage]
+    path = Path(path)
+    if not path.is_dir():
+        return [_storage_path(path)]
     endings = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-    return sorted(file for file in storage.iterdir() if file.name.endswith(endings))
+    return sorted(file for file in path.iterdir() if file.name.endswith(endings))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

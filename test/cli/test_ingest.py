@@ -19,6 +19,7 @@ import yaml
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
+from mcap.writer import Writer as McapWriter
 from pyarrow import parquet
 from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, odometry, sensor_messages
 
@@ -311,6 +312,44 @@ def test_a_bag_that_is_cut_off_gives_what_is_whole(bag: Path, tmp_path: Path, in
     told = ingest(tmp_path / "set", cut)
     assert told["frames"] > 0
     assert any("cut off or damaged" in warning for warning in told["bags"][0]["warnings"])
+
+
+def test_a_split_bag_of_a_dead_recorder_gives_what_is_whole(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    half = START_NS + NUM_FRAMES // 2 * PERIOD_NS
+    split = tmp_path / "split"
+    split.mkdir()
+    with BagSource(bag) as source:
+        for number, bounds in enumerate([(None, half), (half, None)]):
+            with BagWriter(tmp_path / f"rec_{number}") as writer:
+                for topic, type_name, stamp_ns, raw in source.raw_messages(*bounds):
+                    writer.write_raw(topic, type_name, stamp_ns, raw)
+            (file,) = writer.path.glob("*.mcap")
+            data = file.read_bytes()
+            (split / file.name).write_bytes(data if number == 0 else data[:-200])
+    told = ingest(tmp_path / "set", split)
+    assert told["frames"] > NUM_FRAMES // 2
+    assert any("rec_1.mcap: cut off or damaged" in warning for warning in told["bags"][0]["warnings"])
+
+
+def test_a_whole_bag_that_unpacks_beyond_belief_is_refused(
+    bag: Path, tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "bomb.mcap"
+    with BagSource(bag) as source, bomb.open("wb") as stream:
+        writer = McapWriter(stream, chunk_size=1 << 30)
+        writer.start("ros2")
+        channels = {
+            topic: writer.register_channel(topic, "cdr", writer.register_schema(name, "ros2msg", b""))
+            for topic, name in source.types.items()
+        }
+        for topic, _, stamp_ns, raw in source.raw_messages():
+            writer.add_message(channels[topic], stamp_ns, raw + bytes(1 << 20), stamp_ns)
+        writer.finish()
+    monkeypatch.setattr("e2e_perception.data.unpacking.LARGEST_RECORD", 1 << 20)
+    assert bomb.stat().st_size < 1 << 20
+    assert "unpacks to more than 1048576 bytes" in ingest(tmp_path / "set", bomb, code=2)["error"]
 
 
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:

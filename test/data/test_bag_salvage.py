@@ -27,7 +27,7 @@ from e2e_perception.core.frames import SE3
 from e2e_perception.core.sensor_messages import ODOMETRY_TYPE, odometry_message
 from e2e_perception.data import unpacking
 from e2e_perception.data.bag_salvage import SalvagedBag
-from e2e_perception.data.bags import BagSource, project_typestore
+from e2e_perception.data.bags import BagSource, project_typestore, storage_files
 from e2e_perception.data.message_factory import RosbagsFactory
 
 START = 1_700_000_000_000_000_000
@@ -47,14 +47,17 @@ def odometry() -> tuple[bytes, ...]:
     return tuple(bytes(store.serialize_cdr(message, ODOMETRY_TYPE)) for message in messages)
 
 
-def write_mcap(path: Path, compression: CompressionType = CompressionType.ZSTD) -> Path:
+def write_mcap(
+    path: Path, compression: CompressionType = CompressionType.ZSTD, messages: range = range(COUNT)
+) -> Path:
     """Several small chunks."""
     with path.open("wb") as stream:
         writer = McapWriter(stream, chunk_size=8192, compression=compression)
         writer.start("ros2")
         schema = writer.register_schema(ODOMETRY_TYPE, "ros2msg", b"")
         channel = writer.register_channel("/odom", "cdr", schema)
-        for k, raw in enumerate(odometry()):
+        for k in messages:
+            raw = odometry()[k]
             writer.add_message(channel, START + k * STEP, raw, START + k * STEP)
         writer.finish()
     return path
@@ -150,6 +153,15 @@ def test_of_split_bags_without_metadata_all_files_are_read(tmp_path: Path, whole
     salvaged = SalvagedBag(bag)
     assert COUNT < salvaged.num_messages < 2 * COUNT
     assert "split_1.mcap" in salvaged.losses[0]
+    with pytest.raises(DamagedBagError, match=r"no metadata\.yaml and split_0\.mcap, split_1\.mcap"):
+        BagSource(bag)
+    assert [file.name for file in storage_files(bag)] == ["split_0.mcap", "split_1.mcap"]
+
+
+def test_files_of_a_split_bag_are_read_in_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        write_mcap(tmp_path / f"drive_{number}.mcap", messages=range(number, number + 1))
+    np.testing.assert_allclose(positions(SalvagedBag(tmp_path)), [0.2, 0.4, 2.0])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
