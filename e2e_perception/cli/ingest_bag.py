@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from e2e_perception.cli.bag_stream import BagStream
 from e2e_perception.cli.inputs import rig_for_topics
 from e2e_perception.cli.offline import Event, Intervention, Labels, play
 from e2e_perception.cli.privacy import Privacy, stated_privacy
+from e2e_perception.cli.tally import Tally
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import DamagedBagError, InputError
@@ -109,7 +110,7 @@ class Recorder:
         self.path = PathRecorder()
         self.network, self.builder = network, builder
         self.front = FrontEnd(network, rig, config)
-        self.problems: Counter[str] = Counter()
+        self.problems = Tally()
         self.timing: defaultdict[str, StreamTiming] = defaultdict(StreamTiming)
 
     def push(self, message: SensorMessage) -> None:
@@ -124,7 +125,7 @@ class Recorder:
         try:
             continuous = self.front.ego.add(state)
         except InputError:
-            self.problems["odometry_non_finite"] += 1
+            self.problems.add("odometry_non_finite")
             return False
         here = state.odom_from_base.planar_part()
         self.path.add(state.stamp_ns, here.x, here.y)
@@ -149,7 +150,7 @@ class Recorder:
         for frame in frames:
             prepared = self.front.prepare(frame)
             for name, reason in prepared.reasons.items():
-                self.problems[f"{name}: {reason}"] += 1
+                self.problems.add(f"{name}: {reason}")
             self.builder.add_frame(
                 RecordedFrame(
                     stamp_ns=prepared.stamp_ns,
@@ -286,7 +287,7 @@ def _write_clips(
             "drops": recorder.front.assembler.drops(),
             "timing": {name: timing.summary() for name, timing in sorted(recorder.timing.items())},
             "odometry": stream.odometry_facts,
-            "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
+            "warnings": [*stream.warnings, *recorder.problems.lines()],
             "label_sources": sources,
             **recorder.path.facts(stream.odometry_frame),
         }, labels

@@ -128,7 +128,7 @@ def decode_scaled_image(
 
     Args:
         payload, convert, target_size: See there.
-        check_size: Given (width, height) [px] as sent, before anything is decoded; raises what it has against.
+        check_size: Given (width, height) [px] as sent, before anything is decoded; raises if it is wrong.
     Raises:
         InputError: As there.
     """

@@ -352,6 +352,30 @@ def test_a_whole_bag_that_unpacks_beyond_belief_is_refused(
     assert "unpacks to more than 1048576 bytes" in ingest(tmp_path / "set", bomb, code=2)["error"]
 
 
+@pytest.mark.parametrize("share", [2, 1], ids=["every second", "all"])
+def test_a_warning_is_told_once_by_cause_however_long_and_often_it_comes(
+    tmp_path: Path, ingest: Ingest, unlabelled: Path, share: int
+) -> None:
+    path, topic, refused = tmp_path / "odd", RIG.odom_topic, 0
+    with BagSource(unlabelled) as source, BagWriter(path, STORE) as writer:
+        for number, (name, type_name, stamp_ns, raw) in enumerate(source.raw_messages()):
+            if name == topic and (share == 1 or number % share):
+                message = STORE.deserialize_cdr(raw, type_name)
+                message.child_frame_id = f"{number}" * 20_000
+                raw, refused = bytes(STORE.serialize_cdr(message, type_name)), refused + 1
+            writer.write_raw(name, type_name, stamp_ns, raw)
+    assert refused > 2
+    if share == 1:
+        error = ingest(tmp_path / "set", path, code=2)["error"]
+        assert "no odometry of bag" in error and len(error) < 600
+        return
+    told = ingest(tmp_path / "set", path)
+    (line,) = [line for line in told["bags"][0]["warnings"] if "odometry describes frame" in line]
+    assert line.endswith(f"({refused}×)") and len(line) < 300
+    facts = (Dataset(tmp_path / "set").directory(told["bags"][0]["shard"]) / SHARD).read_text()
+    assert len(facts) < 20_000
+
+
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "set")
     for name in ("../outside", "a/b", "", ".hidden", "x" * 101, "a\0b", "/etc"):
