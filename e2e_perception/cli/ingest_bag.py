@@ -7,8 +7,8 @@ import itertools
 import json
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,14 @@ class Ingested:
     warnings: list[str]
     megabytes: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A recording that gave no shard, and why."""
+
+    bag: str
+    why: str
 
 
 class Recorder:
@@ -295,9 +303,45 @@ def _write_clips(
 
 def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:
     """Of a recording and what is made of it: readable first, unique after."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", bag.resolve().name.removesuffix(bag.suffix)).strip("._-")
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    return f"{stem[:60] or 'bag'}-{key[:12]}"
+    return f"{_stem(bag)}-{key[:12]}"
+
+
+def _stem(bag: Path) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", bag.resolve().name.removesuffix(bag.suffix)).strip("._-")
+    return stem[:60] or "bag"
+
+
+def without_repeats(bags: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Recordings that make shards of their own, and those that would make the shard of another.
+
+    Args:
+        bags: As given; one that cannot be read counts as its own.
+    Returns:
+        The first of each, in their order, and for every other path the first.
+    """
+    first: dict[Hashable, Path] = {}
+    repeats: dict[Path, Path] = {}
+    alike = Counter(_kinship(bag) for bag in bags)
+    for bag in bags:
+        kinship = _kinship(bag)
+        key: Hashable = kinship
+        if alike[kinship] > 1:  # only then is a digest worth its time
+            try:
+                key = (_stem(bag), digest_of_bag(bag))
+            except (InputError, OSError):
+                key = bag.resolve()
+        if first.setdefault(key, bag) is not bag:
+            repeats[bag] = first[key]
+    return list(first.values()), repeats
+
+
+def _kinship(bag: Path) -> tuple[str, int]:
+    """The same of two recordings that could be one: name, and size [bytes]."""
+    try:
+        return _stem(bag), sum(file.stat().st_size for file in storage_files(bag))
+    except (InputError, OSError):
+        return str(bag.resolve()), -1
 
 
 def _watched(

@@ -425,6 +425,34 @@ def test_several_bags_in_processes_give_what_one_after_the_other_gives(
     assert alone["digest"] == beside["digest"]
 
 
+def test_a_bag_that_cannot_be_used_does_not_keep_the_others_from_being_ingested(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    empty = tmp_path / "empty.mcap"
+    empty.touch()
+    for new in (True, False):  # and again on the next run
+        told = ingest(tmp_path / "set", empty, bag, tmp_path / "absent", unlabelled, code=2)
+        assert [(item["bag"], item["new"]) for item in told["bags"]] == [
+            (str(bag), new),
+            (str(unlabelled), new),
+        ]
+        assert [item["bag"] for item in told["failed"]] == [str(empty), str(tmp_path / "absent")]
+        assert "is empty (0 bytes)" in told["failed"][0]["why"] and "no bag at" in told["failed"][1]["why"]
+        assert told["error"].startswith("2 of 4 recordings gave no shard; ")
+    Dataset(tmp_path / "set").verify()
+
+
+def test_a_recording_that_is_given_twice_is_ingested_once(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    copy, other = tmp_path / "copy" / bag.name, tmp_path / "other" / bag.name
+    shutil.copytree(bag, copy)
+    shutil.copytree(unlabelled, other)
+    told = ingest(tmp_path / "set", bag, bag, other, copy, options=("--workers", "2"))
+    assert [item["bag"] for item in told["bags"]] == [str(bag), str(other)]
+    assert told["shards"] == 2 and "error" not in told
+
+
 def test_on_ray_the_digest_is_the_same_and_errors_are_one_sentence(
     bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
 ) -> None:
