@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from e2e_perception.cli.offline import Event, Intervention, Labels
+from e2e_perception.cli.tally import Tally, bounded, cut
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoMotionBuffer
 from e2e_perception.core.errors import InputError, RigError
@@ -73,7 +73,7 @@ class BagStream:
             self.counts = dict(source.counts)
             self.start_ns, self.end_ns = source.start_ns, source.end_ns
         match = match_topics(self.types, rig)
-        self._problems: Counter[str] = Counter()
+        self._problems, self._unusable_odometry = Tally(), 0
         self._odometry_timing, self._without_covariance = StreamTiming(), 0
         self._odometry_frame = ""
         self._notes = [f"{name} is taken from {topic}" for name, topic in match.guessed.items()]
@@ -127,9 +127,9 @@ class BagStream:
 
     @property
     def warnings(self) -> list[str]:
-        """What is odd about the recording, found so far."""
+        """What is odd about the recording, found so far; by cause, with one example each."""
         losses = self._source.losses if isinstance(self._source, SalvagedBag) else []
-        return [*self._notes, *losses, *(f"{text} ({count}×)" for text, count in self._problems.items())]
+        return [*bounded(self._notes), *bounded(losses), *self._problems.lines()]
 
     @property
     def odometry_frame(self) -> str:
@@ -153,6 +153,7 @@ class BagStream:
             RigError: If a CameraInfo is that of another camera than the rig's.
         """
         self._problems.clear()
+        self._unusable_odometry = 0
         handlers = self._handlers()
         for count, message in enumerate(self._source.messages(), 1):
             event = handlers[message.topic](message)
@@ -192,7 +193,7 @@ class BagStream:
     def _transforms(self, message: BagMessage, calibration: RigCalibration) -> Event | None:
         changed = calibration.take_transforms(message.message)
         if "tf" in calibration.problems:
-            self._problems[calibration.problems["tf"]] += 1
+            self._problems.add(calibration.problems["tf"])
         return Event(message.stamp_ns, calibration.rig) if changed else None
 
     def _odometry(self, message: BagMessage, ego: EgoMotionBuffer) -> Event | None:
@@ -203,9 +204,10 @@ class BagStream:
             self._without_covariance += not np.any(message.message.pose.covariance)
             ego.add(state)
         except InputError as error:
-            self._problems[str(error)] += 1
-            if self._problems[str(error)] == self.counts[message.topic]:
-                raise InputError(f"no odometry of bag {self.path} can be used: {error}") from error
+            self._problems.add(str(error))
+            self._unusable_odometry += 1
+            if self._unusable_odometry == self.counts[message.topic]:
+                raise InputError(f"no odometry of bag {self.path} can be used: {cut(str(error))}") from error
             return None
         return Event(message.stamp_ns, state)
 
@@ -223,7 +225,7 @@ class BagStream:
                     raise InputError("it is given in the base frame, and odometry does not cover its stamp")
                 route = route.transformed(here.odom_from_base.planar_part())
         except InputError as error:
-            self._problems[f"route ignored: {error}"] += 1
+            self._problems.add(f"route ignored: {error}")
             return None
         return Event(message.stamp_ns, route)
 

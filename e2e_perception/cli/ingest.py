@@ -37,14 +37,15 @@ def ingest(
     Each bag becomes a shard, which is never written to again: the same bag and settings give the same digest,
     an interrupted run goes on where it stopped, and what is there is not made again. Labels are those of the
     topic `/labels`, if any; futures of the robot come from its odometry. With --privacy nothing is stored of
-    a picture that the function has not returned.
+    a picture that the function has not returned. A bag that cannot be used does not keep the others from
+    being ingested: it is listed with the reason at the end, and the exit code is 2.
 
     Example: `e2e-perception ingest monday/ tuesday.mcap --rig rigs/mine.yaml --out dataset`
     """
     from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
-    from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
+    from e2e_perception.cli.ingest_bag import Ingested, Recipe, Refused, ingest_bag, without_repeats
     from e2e_perception.cli.privacy import Privacy
-    from e2e_perception.core.errors import ConfigError, InputError
+    from e2e_perception.core.errors import ConfigError
     from e2e_perception.data.shards import Dataset
 
     stride = stride or clip_length
@@ -54,8 +55,11 @@ def ingest(
     stated = Privacy(privacy).stated if privacy is not None else ""
     recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json(), stated)
     Dataset(out)  # before anything is read
+    bags, repeats = without_repeats(bags)
+    for bag, same in repeats.items():
+        log(f"{bag}: the same recording as {same}, and ingested once")
     tasks = [(bag, out, recipe) for bag in bags]
-    done: dict[int, Ingested] = {}
+    done: dict[int, Ingested | Refused] = {}
     num_workers = workers or num_cores()
     with progress_bar("ingesting", len(tasks) if len(tasks) > 1 else 100) as progress:
         if len(tasks) == 1 and ray is None:
@@ -67,18 +71,26 @@ def ingest(
                 else fan_out_on_ray(_ingest, tasks, ray, num_workers)
             )
             for number, found in results:
-                if isinstance(found, Lost):
-                    raise InputError(f"{bags[number]}: {found.why}; the shards that were finished are kept")
-                done[number] = found
+                done[number] = Refused(str(bags[number]), found.why) if isinstance(found, Lost) else found
                 progress(len(done))
-    ingested = [done[number] for number in sorted(done)]
-    summary = _summary(Dataset(out), ingested)
+    in_order = [done[number] for number in sorted(done)]
+    ingested = [item for item in in_order if isinstance(item, Ingested)]
+    refused = [item for item in in_order if isinstance(item, Refused)]
+    summary = _summary(Dataset(out), ingested, refused)
     for item in ingested:
         for warning in item.warnings:
             log(f"{item.bag}: {warning}")
     if as_json:
         emit_json(summary)
-        return
+    else:
+        _print_summary(summary, out, ingested)
+    if refused:
+        for failure in refused:
+            log(f"not ingested: {failure.bag}: {failure.why}")
+        raise typer.Exit(2)
+
+
+def _print_summary(summary: dict[str, Any], out: Path, ingested: list[Any]) -> None:
     rows = [
         [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
         for item in ingested
@@ -88,14 +100,27 @@ def ingest(
 
 
 def _ingest(task: tuple[Path, Path, Any]) -> Any:
-    from e2e_perception.cli.ingest_bag import ingest_bag
+    """One of several: what is wrong with it, or with its rig, must not end the others."""
+    from e2e_perception.cli.ingest_bag import Refused, ingest_bag
+    from e2e_perception.core.errors import InputError, RigError
 
-    return ingest_bag(*task)
+    try:
+        return ingest_bag(*task)
+    except (InputError, RigError) as error:
+        return Refused(str(task[0]), str(error))
 
 
-def _summary(dataset: Any, ingested: list[Any]) -> dict[str, Any]:
+def _summary(dataset: Any, ingested: list[Any], refused: list[Any]) -> dict[str, Any]:
     shards = dataset.shards()
+    failure = {}
+    if refused:
+        first, count = refused[0], len(refused)
+        failure = {
+            "error": f"{count} of {count + len(ingested)} recordings gave no shard; {first.bag}: {first.why}",
+            "failed": [asdict(item) for item in refused],
+        }
     return {
+        **failure,
         "out": str(dataset.path),
         "shards": len(shards),
         "frames": sum(shard.frames for shard in shards),

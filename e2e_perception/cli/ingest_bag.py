@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from e2e_perception.cli.bag_stream import BagStream
 from e2e_perception.cli.inputs import rig_for_topics
 from e2e_perception.cli.offline import Event, Intervention, Labels, play
 from e2e_perception.cli.privacy import Privacy, stated_privacy
+from e2e_perception.cli.tally import Tally
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import DamagedBagError, InputError
@@ -92,6 +93,14 @@ class Ingested:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A recording that gave no shard, and why."""
+
+    bag: str
+    why: str
+
+
 class Recorder:
     """Takes what reached the robot and gives clips; a `Player` of recordings."""
 
@@ -109,7 +118,7 @@ class Recorder:
         self.path = PathRecorder()
         self.network, self.builder = network, builder
         self.front = FrontEnd(network, rig, config)
-        self.problems: Counter[str] = Counter()
+        self.problems = Tally()
         self.timing: defaultdict[str, StreamTiming] = defaultdict(StreamTiming)
 
     def push(self, message: SensorMessage) -> None:
@@ -124,7 +133,7 @@ class Recorder:
         try:
             continuous = self.front.ego.add(state)
         except InputError:
-            self.problems["odometry_non_finite"] += 1
+            self.problems.add("odometry_non_finite")
             return False
         here = state.odom_from_base.planar_part()
         self.path.add(state.stamp_ns, here.x, here.y)
@@ -149,7 +158,7 @@ class Recorder:
         for frame in frames:
             prepared = self.front.prepare(frame)
             for name, reason in prepared.reasons.items():
-                self.problems[f"{name}: {reason}"] += 1
+                self.problems.add(f"{name}: {reason}")
             self.builder.add_frame(
                 RecordedFrame(
                     stamp_ns=prepared.stamp_ns,
@@ -286,7 +295,7 @@ def _write_clips(
             "drops": recorder.front.assembler.drops(),
             "timing": {name: timing.summary() for name, timing in sorted(recorder.timing.items())},
             "odometry": stream.odometry_facts,
-            "warnings": [*stream.warnings, *(f"{k} ({n}×)" for k, n in recorder.problems.items())],
+            "warnings": [*stream.warnings, *recorder.problems.lines()],
             "label_sources": sources,
             **recorder.path.facts(stream.odometry_frame),
         }, labels
@@ -294,9 +303,45 @@ def _write_clips(
 
 def shard_name(bag: Path, made_by: Mapping[str, Any]) -> str:
     """Of a recording and what is made of it: readable first, unique after."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", bag.resolve().name.removesuffix(bag.suffix)).strip("._-")
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    return f"{stem[:60] or 'bag'}-{key[:12]}"
+    return f"{_stem(bag)}-{key[:12]}"
+
+
+def _stem(bag: Path) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", bag.resolve().name.removesuffix(bag.suffix)).strip("._-")
+    return stem[:60] or "bag"
+
+
+def without_repeats(bags: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Recordings that make shards of their own, and those that would make the shard of another.
+
+    Args:
+        bags: As given; one that cannot be read counts as its own.
+    Returns:
+        The first of each, in their order, and for every other path the first.
+    """
+    first: dict[Hashable, Path] = {}
+    repeats: dict[Path, Path] = {}
+    alike = Counter(_kinship(bag) for bag in bags)
+    for bag in bags:
+        kinship = _kinship(bag)
+        key: Hashable = kinship
+        if alike[kinship] > 1:  # only then is a digest worth its time
+            try:
+                key = (_stem(bag), digest_of_bag(bag))
+            except (InputError, OSError):
+                key = bag.resolve()
+        if first.setdefault(key, bag) is not bag:
+            repeats[bag] = first[key]
+    return list(first.values()), repeats
+
+
+def _kinship(bag: Path) -> tuple[str, int]:
+    """The same of two recordings that could be one: name, and size [bytes]."""
+    try:
+        return _stem(bag), sum(file.stat().st_size for file in storage_files(bag))
+    except (InputError, OSError):
+        return str(bag.resolve()), -1
 
 
 def _watched(

@@ -9,6 +9,7 @@ MCAP: https://mcap.dev/spec. SQLite: tables `topics` and `messages` of rosbag2.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import struct
@@ -21,7 +22,6 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import BinaryIO, cast
 
-import lz4.frame
 import zstandard
 from mcap.exceptions import McapError
 from mcap.records import Channel, Chunk, McapRecord, Message, Schema, Statistics
@@ -29,9 +29,9 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.serde import SerdeError
 
 from e2e_perception.core.errors import InputError
+from e2e_perception.data import unpacking
 from e2e_perception.data.bags import MCAP_MAGIC, BagMessage, project_typestore
 
-LARGEST_RECORD = 1 << 28  # [bytes] of a record, and of what a chunk unpacks to; more is damage
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # of a message that rosbag2 compressed by itself; CDR begins with 0
 ENDINGS = (".mcap", ".db3")
 
@@ -134,12 +134,19 @@ def _files(path: Path) -> list[Path]:
         raise InputError(f"no bag at {path}; give a rosbag2 directory, or an .mcap or .db3 file")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and file.is_file())
+    files = sorted(
+        (file for file in path.iterdir() if file.suffix in ENDINGS and file.is_file()), key=_as_recorded
+    )
     if not files:
         packed = [file.name for file in path.iterdir() if file.name.endswith(".zstd")]
         why = f"; of {', '.join(packed)}, compressed as a whole, nothing can be salvaged" if packed else ""
         raise InputError(f"{path} holds no .mcap or .db3 file{why}")
     return files
+
+
+def _as_recorded(file: Path) -> list[tuple[int, str]]:
+    """Sorts the files of a split recording by their numbers: `drive_10` comes after `drive_9`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name)]
 
 
 # ------------------------------------------------------------------ MCAP
@@ -149,10 +156,10 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
     schemas: dict[int, Schema] = {}
     channels: dict[int, Channel] = {}
     size, first_ns, last_ns = file.stat().st_size, None, 0
-    count, before = 0, len(losses)
+    count, packed, before = 0, 0, len(losses)
     with file.open("rb") as stream:
         bounded = cast(BinaryIO, _NoMoreThanThereIs(stream, size))
-        records = StreamReader(bounded, emit_chunks=True, record_size_limit=LARGEST_RECORD).records
+        records = StreamReader(bounded, emit_chunks=True, record_size_limit=unpacking.LARGEST_RECORD).records
         whole = 0  # [bytes] up to the end of the last record that could be read
         while True:
             try:
@@ -192,11 +199,14 @@ def _of_mcap(file: Path, losses: list[str]) -> Iterator[Stored]:
                 if channel is None or schema is None or channel.message_encoding != "cdr":
                     continue
                 raw = _unpacked(message.data)
-                if raw is not None:
-                    first_ns = message.log_time if first_ns is None else min(first_ns, message.log_time)
-                    last_ns = max(last_ns, message.log_time)
-                    count += 1
-                    yield channel.topic, schema.name, message.log_time, raw
+                if raw is None:
+                    packed += 1
+                    continue
+                first_ns = message.log_time if first_ns is None else min(first_ns, message.log_time)
+                last_ns = max(last_ns, message.log_time)
+                count += 1
+                yield channel.topic, schema.name, message.log_time, raw
+    _say_packed(file, packed, losses)
 
 
 class _NoMoreThanThereIs:
@@ -225,30 +235,18 @@ def _whole(data: bytes) -> bytes:
     return data
 
 
-def _from_zstd(data: bytes) -> bytes:
-    """Whatever size it declares, no more than `LARGEST_RECORD` is made of it."""
-    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-        return _bounded(reader.read(LARGEST_RECORD + 1))
-
-
-def _from_lz4(data: bytes) -> bytes:
-    return _bounded(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=LARGEST_RECORD + 1))
-
-
-def _bounded(data: bytes) -> bytes:
-    if len(data) > LARGEST_RECORD:
-        raise ValueError(f"it unpacks to more than {LARGEST_RECORD} bytes")
-    return data
-
-
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {"": _whole, "zstd": _from_zstd, "lz4": _from_lz4}
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    "": _whole,
+    "zstd": unpacking.from_zstd,
+    "lz4": unpacking.from_lz4,
+}
 
 
 # ------------------------------------------------------------------ SQLite
 
 
 def _of_sqlite(file: Path, losses: list[str]) -> Iterator[Stored]:
-    count = 0
+    count = packed = 0
     with _opened(file) as connection:
         try:
             topics = {
@@ -261,11 +259,14 @@ def _of_sqlite(file: Path, losses: list[str]) -> Iterator[Stored]:
                 if topic not in topics or not isinstance(data, bytes):
                     continue
                 raw = _unpacked(data)
-                if raw is not None:
-                    count += 1
-                    yield *topics[topic], int(stamp_ns), raw
+                if raw is None:
+                    packed += 1
+                    continue
+                count += 1
+                yield *topics[topic], int(stamp_ns), raw
         except sqlite3.DatabaseError as error:
             losses.append(f"{file.name}: nothing can be read after {count} messages ({error})")
+    _say_packed(file, packed, losses)
 
 
 @contextmanager
@@ -301,11 +302,19 @@ def _of_whole_pages(file: Path, directory: Path) -> Path:
     return copy
 
 
+def _say_packed(file: Path, count: int, losses: list[str]) -> None:
+    if count:
+        losses.append(
+            f"{file.name}: {count} compressed messages are left out; they are damaged, or unpack to more "
+            f"than {unpacking.LARGEST_RECORD} bytes"
+        )
+
+
 def _unpacked(data: bytes) -> bytes | None:
     """A message as it was before rosbag2 compressed it; None if that cannot be undone."""
     if not data.startswith(ZSTD_MAGIC):
         return data
     try:
-        return _from_zstd(data)
+        return unpacking.from_zstd(data)
     except (zstandard.ZstdError, ValueError):
         return None

@@ -28,7 +28,8 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -58,6 +59,7 @@ from e2e_perception.core.sensor_messages import (
 from e2e_perception.core.tracks import Tracks
 from e2e_perception.core.trajectories import Route
 from e2e_perception.data.message_factory import RosbagsFactory
+from e2e_perception.data.unpacking import check_packed_files, from_lz4, from_zstd
 
 SENSOR_TYPES = {
     "camera": (COMPRESSED_IMAGE_TYPE, IMAGE_TYPE),
@@ -68,6 +70,9 @@ LABELS_TOPIC = "/labels"
 # Both send point clouds; these words in a topic tell them apart.
 RADAR_WORDS = ("radar",)
 LIDAR_WORDS = ("lidar", "laser", "velodyne", "ouster", "hesai")
+
+# rosbags unpacks a chunk whatever comes of it, and compares its size after that; these stop at a bound.
+DECOMPRESSORS.update(zstd=lambda data, _: from_zstd(data), lz4=lambda data, _: from_lz4(data))
 
 
 def project_typestore() -> Typestore:
@@ -116,15 +121,19 @@ class BagSource:
             path: Directory or file.
             topics: Read only these; None: all.
         Raises:
-            InputError: If there is no bag, it is empty, damaged or cut off, or lacks a topic.
+            InputError: If there is no bag, it is empty, damaged or cut off, unpacks to more than a recording
+                would, or lacks a topic.
         """
         self.path = Path(path)
         storage = _storage_path(self.path)
+        if storage.is_dir():
+            check_packed_files(storage)
         try:
             self._reader = AnyReader([storage], default_typestore=project_typestore())
             self._reader.open()
         except Exception as error:  # whatever the library trips over, the bag is what must be mended
             raise DamagedBagError(_why_unreadable(storage, error)) from error
+        self._packed_messages = _take_over_unpacking(self._reader)
         held = [c for c in self._reader.connections if c.msgcount > 0]
         self.counts: dict[str, int] = {}
         self.types: dict[str, str] = {}
@@ -204,11 +213,12 @@ class BagSource:
         while True:
             try:
                 found = next(stored, None)
+                if found is None:
+                    return
+                connection, stamp_ns, raw = found
+                raw = from_zstd(raw) if self._packed_messages else raw
             except Exception as error:  # whatever the library trips over, the bag is what must be mended
                 raise self._damaged(count, last_ns, error) from error
-            if found is None:
-                return
-            connection, stamp_ns, raw = found
             count, last_ns = count + 1, stamp_ns
             yield connection.topic, connection.msgtype, stamp_ns, bytes(raw)
 
@@ -241,6 +251,15 @@ class BagSource:
     __iter__ = messages
 
 
+def _take_over_unpacking(reader: AnyReader) -> bool:
+    """Whether each message is compressed by itself: rosbags then hands them out as they are stored."""
+    (bag,) = reader.readers
+    if not isinstance(bag, Reader) or bag.compression_mode != "message":
+        return False
+    bag.storage.metadata = bag.storage.metadata._replace(compression_mode=None)
+    return True
+
+
 def _storage_path(path: Path) -> Path:
     """The directory with metadata.yaml, or the file itself where a recorder died before writing that."""
     if not path.exists():
@@ -251,27 +270,28 @@ def _storage_path(path: Path) -> Path:
         return path
     if (path / "metadata.yaml").is_file():
         return path
-    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "no .mcap or .db3 file"
-        raise InputError(
-            f"{path} is no rosbag2 directory: it has no metadata.yaml and {found}; `ros2 bag reindex` "
-            "writes one where a recorder was stopped too early"
-        )
-    return files[0]
+    files = [file for file in storage_files(path) if file.suffix in (".mcap", ".db3")]
+    if len(files) == 1:
+        return files[0]
+    kind = DamagedBagError if files else InputError  # of a split recording the files are all there
+    found = ", ".join(file.name for file in files) or "no .mcap or .db3 file"
+    raise kind(
+        f"{path} is no rosbag2 directory: it has no metadata.yaml and {found}; `ros2 bag reindex` "
+        "writes one where a recorder was stopped too early"
+    )
 
 
 def storage_files(path: str | Path) -> list[Path]:
-    """The files that hold a bag's messages, in order of their names.
+    """The files that hold a bag's messages, in order of their names; metadata.yaml need not be there.
 
     Raises:
         InputError: If there is no bag.
     """
-    storage = _storage_path(Path(path))
-    if storage.is_file():
-        return [storage]
+    path = Path(path)
+    if not path.is_dir():
+        return [_storage_path(path)]
     endings = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-    return sorted(file for file in storage.iterdir() if file.name.endswith(endings))
+    return sorted(file for file in path.iterdir() if file.name.endswith(endings))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

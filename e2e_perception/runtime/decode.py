@@ -23,6 +23,8 @@ from e2e_perception.core.samples import ImageSample, PointsSample
 Rgb = NDArray[np.uint8]
 # Turns a (repacked) sensor_msgs/Image into a (H, W, 3) uint8 BGR picture; on the robot, cv_bridge.
 ConvertImage = Callable[[Any], NDArray[np.uint8]]
+# Raises an InputError if a picture of (width, height) [px] is not what was expected.
+CheckSize = Callable[[tuple[int, int]], None]
 
 # ------------------------------------------------------------------ pictures
 
@@ -47,6 +49,7 @@ _DIRECT_ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     **dict.fromkeys(("yuv422_yuy2", "yuyv"), (1, 2, cv2.COLOR_YUV2RGB_YUY2)),
 }
 _TYPE_LAYOUT = re.compile(r"(8|16|32|64)[USF]C(\d*)")
+LARGEST_PICTURE = 1 << 26  # [px] that a compressed picture may declare; no camera of a robot has as many
 _REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -108,7 +111,8 @@ def decode_image(
     Returns:
         (H, W, 3) uint8 RGB.
     Raises:
-        InputError: If the message is of another type, damaged, or its sizes contradict its data.
+        InputError: If the message is of another type, damaged, its sizes contradict its data, or a compressed
+            picture declares more than `LARGEST_PICTURE` pixels.
     """
     return decode_scaled_image(payload, convert=convert, target_size=target_size).rgb_HW3
 
@@ -118,18 +122,29 @@ def decode_scaled_image(
     *,
     convert: ConvertImage | None = None,
     target_size: tuple[int, int] | None = None,
+    check_size: CheckSize | None = None,
 ) -> DecodedImage:
-    """As `decode_image`, and says by how much the picture was reduced."""
+    """As `decode_image`, and says by how much the picture was reduced.
+
+    Args:
+        payload, convert, target_size: See there.
+        check_size: Given (width, height) [px] as sent, before anything is decoded; raises if it is wrong.
+    Raises:
+        InputError: As there.
+    """
+    check = check_size or _any_size
     if isinstance(payload, ImageSample):
         rgb = np.asarray(payload.rgb_HW3)
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
             raise InputError(f"image sample is {rgb.dtype}{list(rgb.shape)}, expected uint8[H, W, 3]")
+        check((rgb.shape[1], rgb.shape[0]))
         return DecodedImage(rgb, (rgb.shape[1], rgb.shape[0]), 1)
     if hasattr(payload, "encoding") and hasattr(payload, "step"):
+        check((int(payload.width), int(payload.height)))
         rgb = _decode_raw(payload, convert)
         return DecodedImage(rgb, (rgb.shape[1], rgb.shape[0]), 1)
     if hasattr(payload, "format") and hasattr(payload, "data"):
-        return _decode_compressed(payload, target_size)
+        return _decode_compressed(payload, target_size, check)
     raise InputError(
         f"a camera sent a {type(payload).__name__}; expected sensor_msgs/Image or sensor_msgs/CompressedImage"
     )
@@ -231,7 +246,7 @@ def _rows(message: Any, bytes_per_pixel: int) -> NDArray[np.uint8]:
     return data.reshape(height, step)[:, :row]
 
 
-def _decode_compressed(message: Any, target_size: tuple[int, int] | None) -> DecodedImage:
+def _decode_compressed(message: Any, target_size: tuple[int, int] | None, check: CheckSize) -> DecodedImage:
     data = _byte_array(message.data, "compressed image")
     # By content, not by `format`: drivers disagree on how to write that one.
     start = data[:8].tobytes()
@@ -246,6 +261,13 @@ def _decode_compressed(message: Any, target_size: tuple[int, int] | None) -> Dec
             f"compressed image (format {message.format!r}, {len(data)} bytes) starts with "
             f"{start[:4].hex(' ') or 'nothing'}; expected JPEG or PNG"
         )
+    # Before anything is decoded: a few kilobytes can declare a picture of gigabytes.
+    check(full_size)
+    if full_size[0] * full_size[1] > LARGEST_PICTURE:
+        raise InputError(
+            f"compressed image ({len(data)} bytes) declares {full_size[0]}x{full_size[1]} pixels, expected "
+            f"at most {LARGEST_PICTURE}; it is corrupt, or no camera sent it"
+        )
     try:
         # A camera's calibration belongs to the pixels as sent; an EXIF rotation must not turn them.
         bgr = cv2.imdecode(data, _REDUCED_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -259,6 +281,10 @@ def _decode_compressed(message: Any, target_size: tuple[int, int] | None) -> Dec
             f"decoding gave {got}, expected {expected}"
         )
     return DecodedImage(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), full_size, reduction)
+
+
+def _any_size(size: tuple[int, int]) -> None:
+    """What nobody has anything against."""
 
 
 def _reduction(full_size: tuple[int, int], target_size: tuple[int, int] | None) -> int:

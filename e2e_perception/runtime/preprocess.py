@@ -243,15 +243,20 @@ class Preprocessor:
         }
 
     def _read_image(self, camera: Camera, message: SensorMessage, out_HW3: NDArray[np.uint8]) -> None:
+        def check_size(size: tuple[int, int]) -> None:
+            if size != (camera.width, camera.height):
+                raise InputError(
+                    f"image is {size[0]}x{size[1]}, rig {self.rig.name!r} says "
+                    f"{camera.width}x{camera.height}; correct the rig or the driver"
+                )
+
         crop = self._crops[camera.name]
         image = decode_scaled_image(
-            message.payload, convert=self._convert_image, target_size=crop.target_size
+            message.payload,
+            convert=self._convert_image,
+            target_size=crop.target_size,
+            check_size=check_size,
         )
-        if image.full_size != (camera.width, camera.height):
-            raise InputError(
-                f"image is {image.full_size[0]}x{image.full_size[1]}, rig {self.rig.name!r} says "
-                f"{camera.width}x{camera.height}; correct the rig or the driver"
-            )
         crop.apply(image.rgb_HW3, image.reduction, out_HW3)
 
     # -------------------------------------------------------------- lidars

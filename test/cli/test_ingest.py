@@ -19,6 +19,7 @@ import yaml
 
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
+from mcap.writer import Writer as McapWriter
 from pyarrow import parquet
 from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, odometry, sensor_messages
 
@@ -313,6 +314,68 @@ def test_a_bag_that_is_cut_off_gives_what_is_whole(bag: Path, tmp_path: Path, in
     assert any("cut off or damaged" in warning for warning in told["bags"][0]["warnings"])
 
 
+def test_a_split_bag_of_a_dead_recorder_gives_what_is_whole(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    half = START_NS + NUM_FRAMES // 2 * PERIOD_NS
+    split = tmp_path / "split"
+    split.mkdir()
+    with BagSource(bag) as source:
+        for number, bounds in enumerate([(None, half), (half, None)]):
+            with BagWriter(tmp_path / f"rec_{number}") as writer:
+                for topic, type_name, stamp_ns, raw in source.raw_messages(*bounds):
+                    writer.write_raw(topic, type_name, stamp_ns, raw)
+            (file,) = writer.path.glob("*.mcap")
+            data = file.read_bytes()
+            (split / file.name).write_bytes(data if number == 0 else data[:-200])
+    told = ingest(tmp_path / "set", split)
+    assert told["frames"] > NUM_FRAMES // 2
+    assert any("rec_1.mcap: cut off or damaged" in warning for warning in told["bags"][0]["warnings"])
+
+
+def test_a_whole_bag_that_unpacks_beyond_belief_is_refused(
+    bag: Path, tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "bomb.mcap"
+    with BagSource(bag) as source, bomb.open("wb") as stream:
+        writer = McapWriter(stream, chunk_size=1 << 30)
+        writer.start("ros2")
+        channels = {
+            topic: writer.register_channel(topic, "cdr", writer.register_schema(name, "ros2msg", b""))
+            for topic, name in source.types.items()
+        }
+        for topic, _, stamp_ns, raw in source.raw_messages():
+            writer.add_message(channels[topic], stamp_ns, raw + bytes(1 << 20), stamp_ns)
+        writer.finish()
+    monkeypatch.setattr("e2e_perception.data.unpacking.LARGEST_RECORD", 1 << 20)
+    assert bomb.stat().st_size < 1 << 20
+    assert "unpacks to more than 1048576 bytes" in ingest(tmp_path / "set", bomb, code=2)["error"]
+
+
+@pytest.mark.parametrize("share", [2, 1], ids=["every second", "all"])
+def test_a_warning_is_told_once_by_cause_however_long_and_often_it_comes(
+    tmp_path: Path, ingest: Ingest, unlabelled: Path, share: int
+) -> None:
+    path, topic, refused = tmp_path / "odd", RIG.odom_topic, 0
+    with BagSource(unlabelled) as source, BagWriter(path, STORE) as writer:
+        for number, (name, type_name, stamp_ns, raw) in enumerate(source.raw_messages()):
+            if name == topic and (share == 1 or number % share):
+                message = STORE.deserialize_cdr(raw, type_name)
+                message.child_frame_id = f"{number}" * 20_000
+                raw, refused = bytes(STORE.serialize_cdr(message, type_name)), refused + 1
+            writer.write_raw(name, type_name, stamp_ns, raw)
+    assert refused > 2
+    if share == 1:
+        error = ingest(tmp_path / "set", path, code=2)["error"]
+        assert "no odometry of bag" in error and len(error) < 600
+        return
+    told = ingest(tmp_path / "set", path)
+    (line,) = [line for line in told["bags"][0]["warnings"] if "odometry describes frame" in line]
+    assert line.endswith(f"({refused}×)") and len(line) < 300
+    facts = (Dataset(tmp_path / "set").directory(told["bags"][0]["shard"]) / SHARD).read_text()
+    assert len(facts) < 20_000
+
+
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "set")
     for name in ("../outside", "a/b", "", ".hidden", "x" * 101, "a\0b", "/etc"):
@@ -360,6 +423,34 @@ def test_several_bags_in_processes_give_what_one_after_the_other_gives(
     alone = ingest(tmp_path / "a", bag, unlabelled)
     beside = ingest(tmp_path / "b", bag, unlabelled, options=("--workers", "2"))
     assert alone["digest"] == beside["digest"]
+
+
+def test_a_bag_that_cannot_be_used_does_not_keep_the_others_from_being_ingested(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    empty = tmp_path / "empty.mcap"
+    empty.touch()
+    for new in (True, False):  # and again on the next run
+        told = ingest(tmp_path / "set", empty, bag, tmp_path / "absent", unlabelled, code=2)
+        assert [(item["bag"], item["new"]) for item in told["bags"]] == [
+            (str(bag), new),
+            (str(unlabelled), new),
+        ]
+        assert [item["bag"] for item in told["failed"]] == [str(empty), str(tmp_path / "absent")]
+        assert "is empty (0 bytes)" in told["failed"][0]["why"] and "no bag at" in told["failed"][1]["why"]
+        assert told["error"].startswith("2 of 4 recordings gave no shard; ")
+    Dataset(tmp_path / "set").verify()
+
+
+def test_a_recording_that_is_given_twice_is_ingested_once(
+    bag: Path, unlabelled: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    copy, other = tmp_path / "copy" / bag.name, tmp_path / "other" / bag.name
+    shutil.copytree(bag, copy)
+    shutil.copytree(unlabelled, other)
+    told = ingest(tmp_path / "set", bag, bag, other, copy, options=("--workers", "2"))
+    assert [item["bag"] for item in told["bags"]] == [str(bag), str(other)]
+    assert told["shards"] == 2 and "error" not in told
 
 
 def test_on_ray_the_digest_is_the_same_and_errors_are_one_sentence(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import struct
-from contextlib import suppress
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,15 +19,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from e2e_perception.core.ego_motion import EgoState
 from e2e_perception.core.errors import DamagedBagError, InputError
 from e2e_perception.core.frames import SE3
 from e2e_perception.core.sensor_messages import ODOMETRY_TYPE, odometry_message
-from e2e_perception.data import bag_salvage
+from e2e_perception.data import unpacking
 from e2e_perception.data.bag_salvage import SalvagedBag
-from e2e_perception.data.bags import BagSource, project_typestore
+from e2e_perception.data.bags import BagSource, project_typestore, storage_files
 from e2e_perception.data.message_factory import RosbagsFactory
 
 START = 1_700_000_000_000_000_000
@@ -45,14 +47,17 @@ def odometry() -> tuple[bytes, ...]:
     return tuple(bytes(store.serialize_cdr(message, ODOMETRY_TYPE)) for message in messages)
 
 
-def write_mcap(path: Path, compression: CompressionType = CompressionType.ZSTD) -> Path:
+def write_mcap(
+    path: Path, compression: CompressionType = CompressionType.ZSTD, messages: range = range(COUNT)
+) -> Path:
     """Several small chunks."""
     with path.open("wb") as stream:
         writer = McapWriter(stream, chunk_size=8192, compression=compression)
         writer.start("ros2")
         schema = writer.register_schema(ODOMETRY_TYPE, "ros2msg", b"")
         channel = writer.register_channel("/odom", "cdr", schema)
-        for k, raw in enumerate(odometry()):
+        for k in messages:
+            raw = odometry()[k]
             writer.add_message(channel, START + k * STEP, raw, START + k * STEP)
         writer.finish()
     return path
@@ -148,6 +153,15 @@ def test_of_split_bags_without_metadata_all_files_are_read(tmp_path: Path, whole
     salvaged = SalvagedBag(bag)
     assert COUNT < salvaged.num_messages < 2 * COUNT
     assert "split_1.mcap" in salvaged.losses[0]
+    with pytest.raises(DamagedBagError, match=r"no metadata\.yaml and split_0\.mcap, split_1\.mcap"):
+        BagSource(bag)
+    assert [file.name for file in storage_files(bag)] == ["split_0.mcap", "split_1.mcap"]
+
+
+def test_files_of_a_split_bag_are_read_in_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        write_mcap(tmp_path / f"drive_{number}.mcap", messages=range(number, number + 1))
+    np.testing.assert_allclose(positions(SalvagedBag(tmp_path)), [0.2, 0.4, 2.0])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
@@ -188,7 +202,7 @@ def after_the_header(whole: Path) -> tuple[bytes, bytes]:
 def test_what_unpacks_to_more_than_is_believed_is_left_out(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, bomb: str
 ) -> None:
-    monkeypatch.setattr(bag_salvage, "LARGEST_RECORD", 1 << 20)
+    monkeypatch.setattr(unpacking, "LARGEST_RECORD", 1 << 20)
     zeros = bytes(64 << 20)
     if bomb == "lz4":
         hostile = chunk(b"lz4", lz4.frame.compress(zeros), 100)
@@ -203,6 +217,80 @@ def test_what_unpacks_to_more_than_is_believed_is_left_out(
     bag = SalvagedBag(file)
     assert bag.counts == {"/odom": COUNT}
     assert len(bag.losses) == 1 and "damaged and left out" in bag.losses[0]
+
+
+@pytest.mark.parametrize("compression", [CompressionType.ZSTD, CompressionType.LZ4])
+def test_a_whole_bag_whose_chunk_unpacks_to_more_than_is_believed_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: CompressionType
+) -> None:
+    file = tmp_path / "bomb.mcap"
+    with file.open("wb") as stream:
+        writer = McapWriter(stream, compression=compression)
+        writer.start("ros2")
+        schema = writer.register_schema(ODOMETRY_TYPE, "ros2msg", b"")
+        writer.add_message(
+            writer.register_channel("/odom", "cdr", schema), START, odometry()[0] + bytes(64 << 20), START
+        )
+        writer.finish()
+    monkeypatch.setattr(unpacking, "LARGEST_RECORD", 1 << 20)
+    refused = pytest.raises(DamagedBagError, match=r"after 0 messages.*unpacks to more than 1048576 bytes")
+    with largest_allocation(8 << 20), BagSource(file) as source, refused:
+        list(source.messages())
+
+
+def packed_bag(path: Path, mode: CompressionMode, raw: bytes) -> Path:
+    store = project_typestore()
+    writer = Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with writer:
+        connection = writer.add_connection("/odom", ODOMETRY_TYPE, typestore=store)
+        writer.write(connection, START, odometry()[0])
+        writer.write(connection, START + STEP, raw)
+        writer.write(connection, START + 2 * STEP, odometry()[2])
+    return path
+
+
+def test_a_message_that_unpacks_to_more_than_is_believed_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = packed_bag(tmp_path / "bag", CompressionMode.MESSAGE, odometry()[1] + bytes(64 << 20))
+    monkeypatch.setattr(unpacking, "LARGEST_RECORD", 1 << 20)
+    refused = pytest.raises(DamagedBagError, match=r"after 1 messages.*unpacks to more than 1048576 bytes")
+    with largest_allocation(8 << 20), BagSource(bag) as source, refused:
+        list(source.messages())
+    salvaged = SalvagedBag(bag)
+    assert salvaged.counts == {"/odom": 2}
+    assert len(salvaged.losses) == 1 and "1 compressed messages are left out" in salvaged.losses[0]
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.MESSAGE, CompressionMode.FILE])
+def test_what_rosbag2_compressed_is_read(tmp_path: Path, mode: CompressionMode) -> None:
+    with BagSource(packed_bag(tmp_path / "bag", mode, odometry()[1])) as source:
+        found = [message.message.pose.pose.position.x for message in source.messages()]
+    np.testing.assert_allclose(found, [0.0, 0.2, 0.4])
+
+
+def test_a_file_that_unpacks_to_more_than_a_recording_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = packed_bag(tmp_path / "bag", CompressionMode.FILE, odometry()[1] + bytes(64 << 20))
+    monkeypatch.setattr(unpacking, "LARGEST_RECORD", 1 << 20)
+    opened = []
+    monkeypatch.setattr("e2e_perception.data.bags.AnyReader", lambda *_, **__: opened.append(True))
+    with pytest.raises(InputError, match=r"bag\.db3\.zstd of \d+ bytes unpacks to more than"):
+        BagSource(bag)
+    assert not opened, "rosbags would have unpacked it to the disk"
+
+
+@contextmanager
+def largest_allocation(limit: int) -> Iterator[None]:
+    """Python's objects never took more than so many bytes [bytes] inside."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("length", [1 << 29, 1 << 60, (1 << 64) - 1])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,6 +286,29 @@ class TestCompressedImages:
         data[len(data) // 2] ^= 0x55
         with pytest.raises(InputError, match="corrupt"):
             decode_image(with_data(message, data))
+
+    @pytest.mark.parametrize("extension", [".jpg", ".png"])
+    def test_a_picture_that_declares_too_much_is_not_decoded(
+        self, monkeypatch: pytest.MonkeyPatch, extension: str
+    ) -> None:
+        message = compressed(PICTURE, extension)
+        raw = message.data.tobytes()
+        if extension == ".png":
+            hostile = raw[:16] + struct.pack(">II", 20000, 20000) + raw[24:]
+        else:
+            at = raw.index(b"\xff\xc0") + 5
+            hostile = raw[:at] + struct.pack(">HH", 20000, 20000) + raw[at + 4 :]
+        decoded = []
+        monkeypatch.setattr(cv2, "imdecode", lambda *_: decoded.append(True))
+        with pytest.raises(InputError, match=r"declares 20000x20000 pixels, expected at most \d+"):
+            decode_image(with_data(message, np.frombuffer(hostile, np.uint8)))
+
+        def refuse(size: tuple[int, int]) -> None:
+            raise InputError(f"nobody expects {size[0]}x{size[1]}")
+
+        with pytest.raises(InputError, match="nobody expects 56x40"):
+            decode_scaled_image(message, check_size=refuse)
+        assert not decoded
 
     def test_other_content_is_refused_with_its_first_bytes(self) -> None:
         message = SimpleNamespace(format="16UC1; compressedDepth", data=b"\x00\x01\x02\x03rest")
