@@ -73,7 +73,7 @@ class Ingested:
         new: False if it was there already.
         frames, clips: In the shard.
         digest: Of the shard.
-        left_out: Frames that are in no clip, and labels that could not be placed, by reason.
+        left_out: Frames that are in no clip, labels that could not be placed, clips that labels do not cover.
         drops: Messages that made no frame, by reason.
         warnings: What is odd about the recording.
         megabytes, seconds: Read, and how long it took.
@@ -350,6 +350,11 @@ def _reasons(builder: ClipBuilder, recorder: Recorder) -> str:
 def _told(
     bag: Path, shard: Shard, facts: Mapping[str, Any], megabytes: float, seconds: float, *, new: bool
 ) -> Ingested:
+    uncovered = facts["left_out"].get("clips_not_covered", 0)
+    unlabelled = (
+        f"{uncovered} of {shard.clips} clips count as unlabelled: "
+        f"{LABELS_TOPIC} does not cover all their frames"
+    )
     return Ingested(
         bag=str(bag),
         shard=shard.name,
@@ -359,7 +364,7 @@ def _told(
         digest=shard.digest,
         left_out=dict(facts["left_out"]),
         drops={name: count for name, count in facts["drops"].items() if count},
-        warnings=list(facts["warnings"]),
+        warnings=[*facts["warnings"], *([unlabelled] if uncovered else [])],
         megabytes=round(megabytes, 1),
         seconds=round(seconds, 2),
     )

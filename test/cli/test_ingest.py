@@ -20,7 +20,7 @@ import yaml
 pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[training]`")
 
 from pyarrow import parquet
-from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, odometry, sensor_messages
+from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, labels, odometry, sensor_messages
 
 from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
 from e2e_perception.cli.main import main
@@ -30,6 +30,7 @@ from e2e_perception.core.messages import HEALTH_TYPE, PLAN_TYPE, health_message,
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
 from e2e_perception.core.results import Health, SafetyState
 from e2e_perception.core.trajectories import Plan
+from e2e_perception.data.audit import of_recording
 from e2e_perception.data.bags import BagSource, BagWriter, project_typestore, write_scenario_bag
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
@@ -109,6 +110,21 @@ def test_without_labels_nobody_is_said_to_be_absent(unlabelled: Path, tmp_path: 
     assert not store.read(0).labels_valid
     assert len(store.labelled("train")) == len(store.labelled("validation")) == 0
     assert read_labels(Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])) == []
+
+
+def test_clips_after_the_last_label_are_unlabelled_and_that_is_said(tmp_path: Path, ingest: Ingest) -> None:
+    bag = tmp_path / "half"
+    half = list(labels())[: NUM_FRAMES // 2]
+    write_scenario_bag(bag, sensor_messages(), RIG, odometry=odometry(), labels=half)
+    (item,) = ingest(tmp_path / "set", bag)["bags"]
+    (store,) = open_clips(tmp_path / "set")
+    assert [row["labels_valid"] for row in store.rows] == [True, True, False, False]
+    assert item["left_out"]["clips_not_covered"] == 2
+    assert [w for w in item["warnings"] if "2 of 4 clips count as unlabelled" in w]
+    found = of_recording("half", Dataset(tmp_path / "set").facts(item["shard"]))
+    assert [f.message for f in found if f.check == "labels"] == [
+        "2 clips count as unlabelled: labels do not cover all their frames"
+    ]
 
 
 def with_decisions(source: Path, path: Path, stops: set[int], minimal_risk: set[int]) -> Path:
