@@ -31,7 +31,13 @@ from e2e_perception.core.network_config import BOX_FIELDS, SIZES
 from e2e_perception.core.results import Health, SafetyState
 from e2e_perception.core.trajectories import Plan
 from e2e_perception.data.audit import of_recording
-from e2e_perception.data.bags import BagSource, BagWriter, project_typestore, write_scenario_bag
+from e2e_perception.data.bags import (
+    LABELS_TOPIC,
+    BagSource,
+    BagWriter,
+    project_typestore,
+    write_scenario_bag,
+)
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
 
@@ -125,6 +131,51 @@ def test_clips_after_the_last_label_are_unlabelled_and_that_is_said(tmp_path: Pa
     assert [f.message for f in found if f.check == "labels"] == [
         "2 clips count as unlabelled: labels do not cover all their frames"
     ]
+
+
+def with_labels_changed(source: Path, path: Path, change: Callable[[Any], None]) -> Path:
+    """A recording in which the sixth message of labels is changed."""
+    with BagSource(source) as bag:
+        rows = [(topic, kind, stamp_ns, raw) for topic, kind, stamp_ns, raw in bag.raw_messages()]
+    sixth = [number for number, row in enumerate(rows) if row[0] == LABELS_TOPIC][5]
+    topic, kind, stamp_ns, raw = rows[sixth]
+    message = STORE.deserialize_cdr(raw, kind)
+    change(message)
+    rows[sixth] = (topic, kind, stamp_ns, STORE.serialize_cdr(message, kind))
+    with BagWriter(path) as out:
+        for row in rows:
+            out.write_raw(*row)
+    return path
+
+
+@pytest.mark.parametrize("frame", ["map", ""])
+def test_labels_in_another_frame_are_refused(bag: Path, tmp_path: Path, ingest: Ingest, frame: str) -> None:
+    def change(message: Any) -> None:
+        message.header.frame_id = frame
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change), code=2)
+    assert f"odd, /labels at 1700000000.500 s: labels are given in frame '{frame}'" in told["error"]
+    assert "expected the rig's base frame 'base_link'" in told["error"]
+
+
+def test_a_leading_slash_of_the_base_frame_is_no_other_frame(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    def change(message: Any) -> None:
+        message.header.frame_id = "/base_link"
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change))
+    assert told["frames"] == NUM_FRAMES
+
+
+def test_a_class_that_is_not_known_is_said_with_bag_topic_and_time(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    def change(message: Any) -> None:
+        message.tracks[0].class_name = "tram"
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change), code=2)
+    assert "odd, /labels at 1700000000.500 s: recorded track has class 'tram'" in told["error"]
 
 
 def with_decisions(source: Path, path: Path, stops: set[int], minimal_risk: set[int]) -> Path:
