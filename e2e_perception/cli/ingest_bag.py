@@ -30,6 +30,7 @@ from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.label_table import LabelWriter
 from e2e_perception.data.shard_rows import index_facts, label_rows
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.data.timing import StreamTiming
@@ -224,8 +225,8 @@ class _Task:
 
 def _write_clips(
     task: _Task, progress: Callable[[float], None] | None, *, salvage: bool = False
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Clips of a recording, those that are there excepted; facts of the shard and rows of its labels."""
+) -> tuple[dict[str, Any], LabelWriter]:
+    """Clips of a recording, those that are there excepted; facts of the shard and what wrote its labels."""
     recipe = task.recipe
     with BagStream(task.bag, task.rig, task.config, salvage=salvage, interventions=True) as stream:
         has_labels = LABELS_TOPIC in stream.types
@@ -241,7 +242,7 @@ def _write_clips(
         writer = ClipWriter(task.directory)
         topics = sorted(stream.counts)
         sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
-        labels: list[dict[str, Any]] = []
+        labels = LabelWriter(task.directory)
         interventions: set[int] | None = set() if stream.tells_interventions else None
         numbers = itertools.count()
 
@@ -259,7 +260,7 @@ def _write_clips(
                 ),
             )
             if has_labels:
-                labels.extend(label_rows(clip_id, built, source=sources[0], tool=TOOL))
+                labels.add(label_rows(clip_id, built, source=sources[0], tool=TOOL))
 
         play(
             recorder,

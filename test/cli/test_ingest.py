@@ -39,7 +39,8 @@ from e2e_perception.data.bags import (
     write_scenario_bag,
 )
 from e2e_perception.data.clip_store import ClipWriter
-from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
+from e2e_perception.data.label_table import LABELS
+from e2e_perception.data.shards import DATASET, SHARD, Dataset, open_clips, read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 5
