@@ -36,7 +36,7 @@ def autolabel(
 
     The tracks of the stack are joined, filled up to a second, carried on by weak detections and smoothed
     backwards; each object gets one size, one class and a confidence, which is a heuristic (docs/data.md). The
-    layer declares that whatever it does not name is not there.
+    layer declares that what it does not name is not there, where every frame of the clip has lidar or camera.
 
     Example: `e2e-perception autolabel dataset --bundle tiny --out auto.parquet`
     """
@@ -57,7 +57,7 @@ def autolabel(
     complete: list[str] = []
     by_class: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    frames = tracks = bad_frames = 0
+    frames = tracks = bad_frames = blind_frames = 0
     engine = configured_engine(loaded, validated(EngineConfig, {"backend": backend}, "--backend"), log)
     try:
         with progress_bar("labelling", sum(shard.frames for shard in shards)) as progress:
@@ -75,14 +75,17 @@ def autolabel(
                 complete += made.complete
                 by_class += made.by_class
                 left_out += made.left_out
-                frames, tracks, bad_frames = (
-                    frames + made.frames, tracks + made.tracks, bad_frames + made.bad_frames
-                )  # fmt: skip
+                frames += made.frames
+                tracks += made.tracks
+                bad_frames += made.bad_frames
+                blind_frames += made.blind_frames
     finally:
         engine.close()
     write_layer(out, rows, shards={shard.name: shard.digest for shard in shards}, complete=complete)
     if bad_frames:
         log(f"{bad_frames} frames gave no usable output; their clips are not declared complete")
+    if blind_frames:
+        log(f"{blind_frames} frames have neither lidar nor camera; their clips are not declared complete")
     summary: dict[str, Any] = {
         "out": str(out),
         "dataset_digest": opened.digest,
@@ -91,6 +94,7 @@ def autolabel(
         "shards": len(shards),
         "frames": frames,
         "bad_frames": bad_frames,
+        "blind_frames": blind_frames,
         "complete_clips": len(complete),
         "tracks": tracks,
         "labels": sum(by_class.values()),

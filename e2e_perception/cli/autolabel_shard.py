@@ -54,11 +54,12 @@ class LabelledShard:
 
     Attributes:
         rows: Of the layer.
-        complete: Clips whose every frame the network took.
+        complete: Clips whose every frame had a lidar or a camera, and outputs that are usable.
         frames, tracks: How many.
         by_class: Labels in frames, each counted once.
         left_out: Tracks, by reason.
         bad_frames: Frames whose outputs were not usable.
+        blind_frames: Frames without any lidar and camera: who is there could not be seen.
     """
 
     rows: list[LayerRow] = field(default_factory=list)
@@ -68,6 +69,7 @@ class LabelledShard:
     by_class: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     bad_frames: int = 0
+    blind_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class CausalFrame:
         tracks: Of the track manager.
         seen: The frame with its detections.
         evidence: Of the lidar.
+        blind: Whether it has neither a lidar nor a camera.
     """
 
     stamp_ns: int
     tracks: Tracks
     seen: SeenFrame
     evidence: Evidence
+    blind: bool
 
 
 class _Overheard:
@@ -151,9 +155,11 @@ def label_shard(
             made.frames += 1
             if frame is None:
                 made.bad_frames += 1
-                spoiled |= {place.clip for place in timeline.frames[stamp_ns]}
             else:
                 frames.append(frame)
+                made.blind_frames += frame.blind
+            if frame is None or frame.blind:
+                spoiled |= {place.clip for place in timeline.frames[stamp_ns]}
             if progress is not None:
                 progress(made.frames)
         found = auto_labels(
@@ -202,7 +208,8 @@ def causal_frames(
         seen = seen_frame((stamp_ns - first_ns) * 1e-9, pose, tracks, overheard.outputs)
         lidar = clip.inputs["lidar_valid"][t].any()
         bits = occupied(clip.inputs["lidar_raster"][t]) if lidar else None  # type: ignore[arg-type]
-        yield stamp_ns, CausalFrame(stamp_ns, tracks, seen, Evidence.of(bits, bundle.network.grid))
+        blind = not (lidar or clip.inputs["camera_valid"][t].any())
+        yield stamp_ns, CausalFrame(stamp_ns, tracks, seen, Evidence.of(bits, bundle.network.grid), blind)
 
 
 def _no_mark() -> None:

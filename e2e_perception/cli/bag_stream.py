@@ -149,7 +149,8 @@ class BagStream:
         Args:
             progress: Told how many messages have been read.
         Raises:
-            InputError: Where the bag is damaged, or if all of its odometry is unusable.
+            InputError: Where the bag is damaged, if all of its odometry is unusable, or if labels are in
+                another frame than the base frame or of an unknown class.
             RigError: If a CameraInfo is that of another camera than the rig's.
         """
         self._problems.clear()
@@ -186,7 +187,7 @@ class BagStream:
         handlers[TF_STATIC] = lambda message: self._transforms(message, calibration)
         handlers[rig.odom_topic] = lambda message: self._odometry(message, ego)
         handlers[rig.route_topic] = lambda message: self._route(message, ego)
-        handlers[LABELS_TOPIC] = _labels
+        handlers[LABELS_TOPIC] = self._labels
         handlers |= dict.fromkeys(self._decisions, _decision)
         return {topic: handlers[topic] for topic in self._topics}
 
@@ -229,6 +230,20 @@ class BagStream:
             return None
         return Event(message.stamp_ns, route)
 
+    def _labels(self, message: BagMessage) -> Event:
+        frame = message.message.header.frame_id.lstrip("/")
+        try:
+            if frame != self.rig.base_frame:
+                raise InputError(
+                    f"labels are given in frame {frame!r}, expected the rig's base frame "
+                    f"{self.rig.base_frame!r}; transform them, or set base_frame in the rig"
+                )
+            tracks = tracks_from_message(message.message)
+        except InputError as error:
+            at_s = stamp_ns(message.message) * 1e-9
+            raise InputError(f"bag {self.path}, {message.topic} at {at_s:.3f} s: {error}") from error
+        return Event(message.stamp_ns, Labels(tracks.stamp_ns, tracks.boxes))
+
 
 def _sensor_handler(name: str) -> _Handler:
     def handle(message: BagMessage) -> Event:
@@ -246,11 +261,6 @@ def _camera_info_handler(calibration: RigCalibration, name: str) -> _Handler:
         return Event(message.stamp_ns, calibration.rig) if changed else None
 
     return handle
-
-
-def _labels(message: BagMessage) -> Event:
-    tracks = tracks_from_message(message.message)
-    return Event(message.stamp_ns, Labels(tracks.stamp_ns, tracks.boxes))
 
 
 def _decision(message: BagMessage) -> Event | None:

@@ -31,6 +31,7 @@ from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.label_table import LabelWriter
 from e2e_perception.data.shard_rows import index_facts, label_rows
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.data.timing import StreamTiming
@@ -74,7 +75,7 @@ class Ingested:
         new: False if it was there already.
         frames, clips: In the shard.
         digest: Of the shard.
-        left_out: Frames that are in no clip, and labels that could not be placed, by reason.
+        left_out: Frames that are in no clip, labels that could not be placed, clips that labels do not cover.
         drops: Messages that made no frame, by reason.
         warnings: What is odd about the recording.
         megabytes, seconds: Read, and how long it took.
@@ -233,8 +234,8 @@ class _Task:
 
 def _write_clips(
     task: _Task, progress: Callable[[float], None] | None, *, salvage: bool = False
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Clips of a recording, those that are there excepted; facts of the shard and rows of its labels."""
+) -> tuple[dict[str, Any], LabelWriter]:
+    """Clips of a recording, those that are there excepted; facts of the shard and what wrote its labels."""
     recipe = task.recipe
     with BagStream(task.bag, task.rig, task.config, salvage=salvage, interventions=True) as stream:
         has_labels = LABELS_TOPIC in stream.types
@@ -250,7 +251,7 @@ def _write_clips(
         writer = ClipWriter(task.directory)
         topics = sorted(stream.counts)
         sources = [f"topic:{LABELS_TOPIC}"] if has_labels else []
-        labels: list[dict[str, Any]] = []
+        labels = LabelWriter(task.directory)
         interventions: set[int] | None = set() if stream.tells_interventions else None
         numbers = itertools.count()
 
@@ -268,7 +269,7 @@ def _write_clips(
                 ),
             )
             if has_labels:
-                labels.extend(label_rows(clip_id, built, source=sources[0], tool=TOOL))
+                labels.add(label_rows(clip_id, built, source=sources[0], tool=TOOL))
 
         play(
             recorder,
@@ -395,6 +396,11 @@ def _reasons(builder: ClipBuilder, recorder: Recorder) -> str:
 def _told(
     bag: Path, shard: Shard, facts: Mapping[str, Any], megabytes: float, seconds: float, *, new: bool
 ) -> Ingested:
+    uncovered = facts["left_out"].get("clips_not_covered", 0)
+    unlabelled = (
+        f"{uncovered} of {shard.clips} clips count as unlabelled: "
+        f"{LABELS_TOPIC} does not cover all their frames"
+    )
     return Ingested(
         bag=str(bag),
         shard=shard.name,
@@ -404,7 +410,7 @@ def _told(
         digest=shard.digest,
         left_out=dict(facts["left_out"]),
         drops={name: count for name, count in facts["drops"].items() if count},
-        warnings=list(facts["warnings"]),
+        warnings=[*facts["warnings"], *([unlabelled] if uncovered else [])],
         megabytes=round(megabytes, 1),
         seconds=round(seconds, 2),
     )

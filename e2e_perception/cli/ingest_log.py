@@ -21,6 +21,7 @@ from e2e_perception.core.samples import AssembledFrame
 from e2e_perception.data.clip_building import BuildCounts, BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.label_table import LabelWriter
 from e2e_perception.data.shard_rows import index_facts, label_rows
 from e2e_perception.data.shards import SHARD, Dataset, Shard
 from e2e_perception.runtime.preprocess import Preprocessor
@@ -160,17 +161,19 @@ def _write(
     )
     preprocessor, ego = Preprocessor(network, rig), EgoMotionBuffer()
     route = frames.route
-    rows: list[dict[str, Any]] = []
+    labelled: set[int] = set()
     sweeps = pictures = 0
     with dataset.writing(name) as directory:
-        writer = ClipWriter(directory)
+        writer, labels = ClipWriter(directory), LabelWriter(directory)
         numbers = itertools.count()
 
         def write(built: BuiltClip) -> None:
             clip_id = f"{next(numbers):06d}"
             facts = index_facts(built, bag_digest=bag_digest, topics=[], label_sources=[SOURCE])
             writer.write(clip_id, built.clip, facts)
-            rows.extend(label_rows(clip_id, built, source=SOURCE, tool=TOOL, reviewer=REVIEWER))
+            labels.add(label_rows(clip_id, built, source=SOURCE, tool=TOOL, reviewer=REVIEWER))
+            ids_TB = built.clip.ids_TB
+            labelled.update(ids_TB[ids_TB >= 0].tolist())
 
         before_ns = int(frames.stamps_ns[0]) - ODOMETRY_BEFORE_NS
         for found in frames:
@@ -214,7 +217,7 @@ def _write(
             "end_ns": int(frames.stamps_ns[-1]),
             "topics": {},
             "frames": builder.counts.taken,
-            "left_out": _left_out(frames, builder.counts, {row["identity"] for row in rows}),
+            "left_out": _left_out(frames, builder.counts, labelled),
             "tracks": frames.kept,
             "sweeps": sweeps,
             "pictures": pictures,
@@ -223,7 +226,7 @@ def _write(
             "label_sources": [SOURCE],
             **_place(frames.log),
         }
-        return dataset.seal(name, facts, rows, {TRACKS: frames.table()})
+        return dataset.seal(name, facts, labels, {TRACKS: frames.table()})
 
 
 def _blurred(frame: AssembledFrame, rig: Rig, privacy: Privacy) -> AssembledFrame:

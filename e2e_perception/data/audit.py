@@ -262,7 +262,15 @@ def of_recording(shard: str, facts: Mapping[str, Any]) -> list[Finding]:
         say("covariance", "info", f"odometry: {missing} messages without a covariance")
     if not facts.get("label_sources"):
         say("labels", "warning", "no labels: detection, tracking and prediction learn nothing from it")
-    for reason, count in facts.get("left_out", {}).items():
+    left_out = dict(facts.get("left_out", {}))
+    uncovered = left_out.pop("clips_not_covered", 0)
+    if uncovered:
+        say(
+            "labels",
+            "warning",
+            f"{uncovered} clips count as unlabelled: labels do not cover all their frames",
+        )
+    for reason, count in left_out.items():
         say("left_out", "info", f"{count} frames or labels left out: {reason.replace('_', ' ')}")
     for warning in facts.get("warnings", []):
         lost = "cut off or damaged" in warning or "left out" in warning or "can be read" in warning

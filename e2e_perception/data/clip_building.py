@@ -81,6 +81,8 @@ class BuildCounts:
         labels_without_pose: Labels of instants that odometry does not cover.
         labels_outside_grid: Labels of frames in clips that the network's grid does not reach.
         labels_beyond_slots: Labels on the grid for which, nearest first, no slot was left.
+        clips_not_covered: Clips of a recording with labels that do not cover all of their frames; nothing
+            is known of who is not there, so that they count as unlabelled.
     """
 
     taken: int = 0
@@ -90,6 +92,7 @@ class BuildCounts:
     labels_without_pose: int = 0
     labels_outside_grid: int = 0
     labels_beyond_slots: int = 0
+    clips_not_covered: int = 0
 
 
 @dataclass
@@ -274,6 +277,8 @@ class ClipBuilder:
             rows, confidence = self._labels_of(frame, pose, seen)
             labels.append(rows)
             confidences.append(confidence)
+        covered = self._has_labels and all(self._labels.covers(frame.stamp_ns) for frame in frames)
+        self.counts.clips_not_covered += self._has_labels and not covered
         stacked = {name: np.stack([frame.inputs[name] for frame in frames]) for name in frames[0].inputs}
         nothing = np.zeros((2, *self.network.bev_grid.shape), np.uint8)
         maps = [nothing if frame.maps_2YX is None else frame.maps_2YX for frame in frames]
@@ -286,7 +291,7 @@ class ClipBuilder:
             memory_from_base_T3=memory_from_base,
             source=self._source,
             scenario=self._scenario,
-            labels_valid=self._has_labels,
+            labels_valid=covered,
         )
         names = frames[0].valid
         validity = {name: float(np.mean([frame.valid[name] for frame in frames])) for name in names}

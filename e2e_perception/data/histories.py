@@ -18,6 +18,7 @@ from e2e_perception.core.frames import SE2, wrap_angle
 
 MAX_ODOMETRY_GAP_NS = 300_000_000
 MAX_LABEL_GAP_NS = 650_000_000  # labels at 2 Hz are joined
+LATE_FRAME_NS = 2_000_000_000  # a frame may come so much later than labels of its instant
 NEAR_LABEL_NS = 30_000_000  # beside its first or last label an object is where that says
 
 
@@ -94,6 +95,7 @@ class LabelHistory:
 
     def __init__(self) -> None:
         self.latest_ns: int | None = None
+        self._stamps: list[int] = []
         self._tracks: dict[int, _Track] = {}
 
     def add(self, stamp_ns: int, boxes: Boxes, odom_from_base: SE2) -> None:
@@ -105,6 +107,8 @@ class LabelHistory:
             odom_from_base: The robot at that instant.
         """
         self.latest_ns = stamp_ns
+        if not self._stamps or stamp_ns > self._stamps[-1]:
+            self._stamps.append(stamp_ns)
         centers_N2 = odom_from_base.apply(boxes.centers_N3[:, :2])
         velocities_N2 = odom_from_base.rotate(boxes.velocities_N2)
         for n, identity in enumerate(boxes.ids_N.tolist()):
@@ -131,15 +135,24 @@ class LabelHistory:
 
     def clear(self) -> None:
         """Forget everything: odometry does not go on, so that nothing can be compared any more."""
-        self._tracks, self.latest_ns = {}, None
+        self._tracks, self._stamps, self.latest_ns = {}, [], None
 
     def forget_before(self, stamp_ns: int) -> None:
         """Drop what is older, but for the last of each object before it."""
+        del self._stamps[: max(bisect.bisect_right(self._stamps, stamp_ns - LATE_FRAME_NS) - 1, 0)]
         for identity, track in list(self._tracks.items()):
             keep_from = max(bisect.bisect_right(track.stamps, stamp_ns) - 1, 0)
             del track.stamps[:keep_from], track.rows[:keep_from]
             if track.stamps[-1] < stamp_ns - MAX_LABEL_GAP_NS:
                 del self._tracks[identity]
+
+    def covers(self, stamp_ns: int) -> bool:
+        """Whether labels, even of nobody, came for an instant: beside it, or close enough around it."""
+        i = bisect.bisect_left(self._stamps, stamp_ns)
+        around = self._stamps[max(i - 1, 0) : i + 1]
+        if any(abs(labelled_ns - stamp_ns) <= NEAR_LABEL_NS for labelled_ns in around):
+            return True
+        return i > 0 and len(around) == 2 and around[1] - around[0] <= MAX_LABEL_GAP_NS
 
     def at(self, stamp_ns: int) -> Boxes:
         """Objects at an instant between two labels of theirs, odom frame; the score is that of the nearer."""

@@ -37,7 +37,7 @@ from e2e_perception.data.label_merging import (
     ranked,
 )
 from e2e_perception.data.label_slots import VISIBLE_SCORE, box_rows, empty_rows, loss_weights, nearest_inside
-from e2e_perception.data.shards import LABELS
+from e2e_perception.data.label_table import LABELS
 from e2e_perception.data.timelines import ClipMotion, timelines
 
 

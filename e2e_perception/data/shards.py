@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.data.clip_store import INDEX, ClipStore
+from e2e_perception.data.label_table import LABEL_SCHEMA, LABELS, LabelWriter, digest_of_rows
 from e2e_perception.data.shard_facts import (
     FORMAT,
     Shard,
@@ -41,21 +42,6 @@ from e2e_perception.data.splits import SPLITS, Recording, read_table
 
 DATASET = "dataset.json"
 SHARD = "shard.json"
-LABELS = "labels.parquet"
-LABEL_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("frame", pa.int16()),
-        ("slot", pa.int16()),
-        ("identity", pa.int64()),
-        ("class", pa.string()),
-        ("source", pa.string()),
-        ("tool", pa.string()),
-        ("bundle_digest", pa.string()),
-        ("confidence", pa.float32()),
-        ("reviewer", pa.string()),
-    ]
-)
 
 
 class Dataset:
@@ -167,7 +153,7 @@ class Dataset:
         self,
         name: str,
         facts: Mapping[str, Any],
-        labels: Sequence[Mapping[str, Any]],
+        labels: LabelWriter | Sequence[Mapping[str, Any]],
         tables: Mapping[str, pa.Table] | None = None,
     ) -> Shard:
         """Declare a shard finished and list it.
@@ -175,7 +161,7 @@ class Dataset:
         Args:
             name: Of a shard whose clips are all written and whose index is rebuilt.
             facts: What it was made from and by.
-            labels: Rows of `LABEL_SCHEMA`.
+            labels: Rows of `LABEL_SCHEMA`, or the writer that was given them as they came.
             tables: Others by file name, kept beside them.
         Raises:
             InputError: If the name of a table leads elsewhere.
@@ -184,11 +170,10 @@ class Dataset:
         for file in tables or {}:
             checked_file_name(file, f"shard {name}")
         store = ClipStore(directory)
-        table = pa.Table.from_pylist([dict(row) for row in labels], schema=LABEL_SCHEMA)
-        scratch = directory / f".{LABELS}.{os.getpid()}"
-        pq.write_table(table, scratch)
-        scratch.replace(directory / LABELS)
-        digest = hashlib.sha256(f"{store.digest}\n{_digest_of(labels)}\n".encode()).hexdigest()
+        if not isinstance(labels, LabelWriter):
+            rows, labels = labels, LabelWriter(directory)
+            labels.add(rows)
+        digest = hashlib.sha256(f"{store.digest}\n{labels.finish()}\n".encode()).hexdigest()
         frames = int(facts["frames"])
         for file, other in (tables or {}).items():
             pq.write_table(other, directory / file)
@@ -230,7 +215,7 @@ class Dataset:
             store = ClipStore(self.directory(shard.name))
             store.verify()
             rows = read_labels(self.directory(shard.name))
-            got = hashlib.sha256(f"{store.digest}\n{_digest_of(rows)}\n".encode()).hexdigest()
+            got = hashlib.sha256(f"{store.digest}\n{digest_of_rows(rows)}\n".encode()).hexdigest()
             if got != shard.digest:
                 raise InputError(
                     f"shard {shard.name} was altered: digest {got[:12]}…, {DATASET} says {shard.digest[:12]}…"
@@ -299,13 +284,6 @@ def digest_of(stores: Sequence[ClipStore]) -> str:
     if len(stores) == 1:
         return stores[0].digest
     return hashlib.sha256("\n".join(sorted(store.digest for store in stores)).encode()).hexdigest()
-
-
-def _digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row[name] for name in LABEL_SCHEMA.names], sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -218,6 +218,35 @@ def test_a_layer_says_who_made_it_and_that_it_is_complete(unlabelled: Dataset, l
     assert len(of_track) > 1 and all(len(found) == 1 for found in of_track.values()), "one class, one size"
 
 
+def blinded(clip: Clip, frames: slice) -> Clip:
+    """The clip without lidars and cameras in some frames."""
+    inputs = {name: value.copy() for name, value in clip.inputs.items()}
+    for name in ("lidar_valid", "camera_valid", "lidar_raster", "images"):
+        inputs[name][frames] = 0
+    return replace(clip, inputs=inputs)
+
+
+def test_a_clip_with_a_frame_without_lidar_and_camera_is_not_complete(
+    unlabelled: Dataset, tmp_path: Path, tell: Tell
+) -> None:
+    """The first clip sees nothing, the second misses one frame, the others see everything."""
+    made = Dataset(tmp_path / "set")
+    (shard,), (store,) = unlabelled.shards(), unlabelled.stores()
+    hidden = {0: slice(None), 1: slice(4, 5)}
+    with made.writing(shard.name) as directory:
+        writer = ClipWriter(directory)
+        for index, row in enumerate(store.rows):
+            writer.write(str(row["clip_id"]), blinded(store.read(index), hidden.get(index, slice(0))))
+        writer.finish()
+        made.seal(shard.name, unlabelled.facts(shard.name), [])
+    told = tell("autolabel", made.path, "--bundle", "tiny", "--out", tmp_path / "auto.parquet")
+    assert told["complete_clips"] == len(store) - 2
+    assert told["blind_frames"] == store.rows[0]["num_frames"] + 1 and told["bad_frames"] == 0
+    tell("label", made.path, tmp_path / "auto.parquet", "--out", tmp_path / "labelled")
+    (labelled,) = open_clips(tmp_path / "labelled")
+    assert [row["labels_valid"] for row in labelled.rows] == [False, False] + [True] * (len(store) - 2)
+
+
 def test_clips_without_labels_have_some_after_label_and_the_loss_sees_them(
     unlabelled: Dataset, layer_file: Path, tmp_path: Path, tell: Tell
 ) -> None:

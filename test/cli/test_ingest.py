@@ -21,7 +21,7 @@ pytest.importorskip("zarr", reason="zarr is not installed: `pip install .[traini
 
 from mcap.writer import Writer as McapWriter
 from pyarrow import parquet
-from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, odometry, sensor_messages
+from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, labels, odometry, sensor_messages
 
 from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
 from e2e_perception.cli.main import main
@@ -31,9 +31,17 @@ from e2e_perception.core.messages import HEALTH_TYPE, PLAN_TYPE, health_message,
 from e2e_perception.core.network_config import BOX_FIELDS, SIZES
 from e2e_perception.core.results import Health, SafetyState
 from e2e_perception.core.trajectories import Plan
-from e2e_perception.data.bags import BagSource, BagWriter, project_typestore, write_scenario_bag
+from e2e_perception.data.audit import of_recording
+from e2e_perception.data.bags import (
+    LABELS_TOPIC,
+    BagSource,
+    BagWriter,
+    project_typestore,
+    write_scenario_bag,
+)
 from e2e_perception.data.clip_store import ClipWriter
-from e2e_perception.data.shards import DATASET, LABELS, SHARD, Dataset, open_clips, read_labels
+from e2e_perception.data.label_table import LABELS
+from e2e_perception.data.shards import DATASET, SHARD, Dataset, open_clips, read_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 5
@@ -110,6 +118,66 @@ def test_without_labels_nobody_is_said_to_be_absent(unlabelled: Path, tmp_path: 
     assert not store.read(0).labels_valid
     assert len(store.labelled("train")) == len(store.labelled("validation")) == 0
     assert read_labels(Dataset(tmp_path / "set").directory(told["bags"][0]["shard"])) == []
+
+
+def test_clips_after_the_last_label_are_unlabelled_and_that_is_said(tmp_path: Path, ingest: Ingest) -> None:
+    bag = tmp_path / "half"
+    half = list(labels())[: NUM_FRAMES // 2]
+    write_scenario_bag(bag, sensor_messages(), RIG, odometry=odometry(), labels=half)
+    (item,) = ingest(tmp_path / "set", bag)["bags"]
+    (store,) = open_clips(tmp_path / "set")
+    assert [row["labels_valid"] for row in store.rows] == [True, True, False, False]
+    assert item["left_out"]["clips_not_covered"] == 2
+    assert [w for w in item["warnings"] if "2 of 4 clips count as unlabelled" in w]
+    found = of_recording("half", Dataset(tmp_path / "set").facts(item["shard"]))
+    assert [f.message for f in found if f.check == "labels"] == [
+        "2 clips count as unlabelled: labels do not cover all their frames"
+    ]
+
+
+def with_labels_changed(source: Path, path: Path, change: Callable[[Any], None]) -> Path:
+    """A recording in which the sixth message of labels is changed."""
+    with BagSource(source) as bag:
+        rows = [(topic, kind, stamp_ns, raw) for topic, kind, stamp_ns, raw in bag.raw_messages()]
+    sixth = [number for number, row in enumerate(rows) if row[0] == LABELS_TOPIC][5]
+    topic, kind, stamp_ns, raw = rows[sixth]
+    message = STORE.deserialize_cdr(raw, kind)
+    change(message)
+    rows[sixth] = (topic, kind, stamp_ns, STORE.serialize_cdr(message, kind))
+    with BagWriter(path) as out:
+        for row in rows:
+            out.write_raw(*row)
+    return path
+
+
+@pytest.mark.parametrize("frame", ["map", ""])
+def test_labels_in_another_frame_are_refused(bag: Path, tmp_path: Path, ingest: Ingest, frame: str) -> None:
+    def change(message: Any) -> None:
+        message.header.frame_id = frame
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change), code=2)
+    assert f"odd, /labels at 1700000000.500 s: labels are given in frame '{frame}'" in told["error"]
+    assert "expected the rig's base frame 'base_link'" in told["error"]
+
+
+def test_a_leading_slash_of_the_base_frame_is_no_other_frame(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    def change(message: Any) -> None:
+        message.header.frame_id = "/base_link"
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change))
+    assert told["frames"] == NUM_FRAMES
+
+
+def test_a_class_that_is_not_known_is_said_with_bag_topic_and_time(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    def change(message: Any) -> None:
+        message.tracks[0].class_name = "tram"
+
+    told = ingest(tmp_path / "set", with_labels_changed(bag, tmp_path / "odd", change), code=2)
+    assert "odd, /labels at 1700000000.500 s: recorded track has class 'tram'" in told["error"]
 
 
 def with_decisions(source: Path, path: Path, stops: set[int], minimal_risk: set[int]) -> Path:

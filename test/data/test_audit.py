@@ -19,8 +19,9 @@ from e2e_perception.data.audit import CHECKS, Gates, Report, audit, broken, fing
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.label_checks import of_labels
 from e2e_perception.data.label_doubles import LabelDoubles
+from e2e_perception.data.label_table import LABEL_SCHEMA
 from e2e_perception.data.sensor_presence import absent_sensors
-from e2e_perception.data.shards import LABEL_SCHEMA, Dataset
+from e2e_perception.data.shards import Dataset
 from e2e_perception.data.splits import SPLITS, split_table, write_table
 from e2e_perception.data.timing import SAMPLES, StreamTiming
 

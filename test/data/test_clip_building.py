@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -220,6 +221,22 @@ def test_labels_that_stop_coming_are_not_waited_for() -> None:
         made.add_frame(frame(k * PERIOD_NS))
         found += len(list(made.finished()))
     assert found > 50
+
+
+@pytest.mark.parametrize("boxes", [others, lambda stamp_ns: others(stamp_ns).select(np.zeros(0, np.int64))])
+def test_clips_that_labels_do_not_cover_are_unlabelled(boxes: Callable[[int], Boxes]) -> None:
+    """Labels of frames 8 to 19 and 27 to 35, too far apart to join; also where they say nobody is there."""
+    made = builder(length=4, has_labels=True)
+    found: dict[int, bool] = {}
+    for k in range(100):
+        made.add_odometry(robot(k * PERIOD_NS), 0)
+        if 8 <= k < 20 or 27 <= k < 36:
+            made.add_labels(k * PERIOD_NS, boxes(k * PERIOD_NS))
+        if k < 40:
+            made.add_frame(frame(k * PERIOD_NS))
+        found |= {int(b.clip.stamps_ns_T[0] // PERIOD_NS): b.clip.labels_valid for b in made.finished()}
+    assert [start for start, labelled in found.items() if labelled] == [8, 12, 16, 28, 32]
+    assert len(found) == 10 and made.counts.clips_not_covered == 5
 
 
 def test_strides_that_would_leave_frames_out_are_refused() -> None:
