@@ -64,6 +64,9 @@ class Recipe:
         return said if self.privacy else {key: value for key, value in said.items() if key != "privacy"}
 
 
+TOLD_FACTS = ("left_out", "drops", "warnings")  # of `shard.json`, in `Ingested`
+
+
 @dataclass(frozen=True)
 class Ingested:
     """What came of a recording.
@@ -197,9 +200,8 @@ def ingest_bag(
     name = shard_name(bag, made_by)
     listed = {shard.name: shard for shard in dataset.shards()}
     if name in listed and (dataset.directory(name) / SHARD).is_file():
-        return _told(
-            bag, listed[name], dataset.facts(name), megabytes, time.perf_counter() - started, new=False
-        )
+        seconds = time.perf_counter() - started
+        return _told(bag, listed[name], dataset.facts(name, TOLD_FACTS), megabytes, seconds, new=False)
     with dataset.writing(name) as directory:
         task = _Task(bag, directory, rig, network, config, recipe, bag_digest, privacy)
         try:
@@ -207,7 +209,8 @@ def ingest_bag(
         except DamagedBagError:
             facts, labels = _write_clips(task, progress, salvage=True)
         shard = dataset.seal(name, {**made_by, **facts}, labels)
-    return _told(bag, shard, dataset.facts(name), megabytes, time.perf_counter() - started, new=True)
+    seconds = time.perf_counter() - started
+    return _told(bag, shard, dataset.facts(name, TOLD_FACTS), megabytes, seconds, new=True)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def import_one(path: Path, out: Path, recipe: LogRecipe) -> Imported:
         shard = _write(frames, dataset, name, made_by, recipe, privacy)
     else:
         shard = listed[name]
-    facts = dataset.facts(name)
+    facts = dataset.facts(name, ("tracks", "left_out", "sweeps", "pictures", "warnings"))
     return Imported(
         log=str(path),
         shard=shard.name,
