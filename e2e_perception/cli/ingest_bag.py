@@ -30,8 +30,9 @@ from e2e_perception.data.bags import LABELS_TOPIC, BagSource, storage_files
 from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.shard_facts import Shard
 from e2e_perception.data.shard_rows import index_facts, label_rows
-from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.data.shards import SHARD, Dataset
 from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.front_end import FrontEnd
 

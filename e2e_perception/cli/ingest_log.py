@@ -21,8 +21,9 @@ from e2e_perception.core.samples import AssembledFrame
 from e2e_perception.data.clip_building import BuildCounts, BuiltClip, ClipBuilder, RecordedFrame
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
+from e2e_perception.data.shard_facts import Shard
 from e2e_perception.data.shard_rows import index_facts, label_rows
-from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.data.shards import SHARD, Dataset
 from e2e_perception.runtime.preprocess import Preprocessor
 
 if TYPE_CHECKING:

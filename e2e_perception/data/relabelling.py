@@ -22,8 +22,9 @@ from e2e_perception.core.errors import InputError
 from e2e_perception.core.network_config import SIZES, NetworkConfig
 from e2e_perception.data.clip_store import FACTS, ClipStore, ClipWriter
 from e2e_perception.data.label_layers import Layer
+from e2e_perception.data.shard_facts import Shard
 from e2e_perception.data.shard_labels import ShardLabels
-from e2e_perception.data.shards import DATASET, SHARD, Dataset, Shard, read_labels
+from e2e_perception.data.shards import DATASET, SHARD, Dataset, read_labels
 
 TOOL = f"e2e_perception {__version__}"
 TABLE = "conflicts.parquet"
