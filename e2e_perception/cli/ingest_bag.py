@@ -32,8 +32,9 @@ from e2e_perception.data.clip_building import BuiltClip, ClipBuilder, RecordedFr
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
 from e2e_perception.data.label_table import LabelWriter
+from e2e_perception.data.shard_facts import Shard
 from e2e_perception.data.shard_rows import index_facts, label_rows
-from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.data.shards import SHARD, Dataset
 from e2e_perception.data.timing import StreamTiming
 from e2e_perception.runtime.front_end import FrontEnd
 
@@ -64,6 +65,9 @@ class Recipe:
         """For `shard.json` and the shard's name, which without privacy is what it used to be."""
         said = asdict(self)
         return said if self.privacy else {key: value for key, value in said.items() if key != "privacy"}
+
+
+TOLD_FACTS = ("left_out", "drops", "warnings")  # of `shard.json`, in `Ingested`
 
 
 @dataclass(frozen=True)
@@ -207,9 +211,8 @@ def ingest_bag(
     name = shard_name(bag, made_by)
     listed = {shard.name: shard for shard in dataset.shards()}
     if name in listed and (dataset.directory(name) / SHARD).is_file():
-        return _told(
-            bag, listed[name], dataset.facts(name), megabytes, time.perf_counter() - started, new=False
-        )
+        seconds = time.perf_counter() - started
+        return _told(bag, listed[name], dataset.facts(name, TOLD_FACTS), megabytes, seconds, new=False)
     with dataset.writing(name) as directory:
         task = _Task(bag, directory, rig, network, config, recipe, bag_digest, privacy)
         try:
@@ -217,7 +220,8 @@ def ingest_bag(
         except DamagedBagError:
             facts, labels = _write_clips(task, progress, salvage=True)
         shard = dataset.seal(name, {**made_by, **facts}, labels)
-    return _told(bag, shard, dataset.facts(name), megabytes, time.perf_counter() - started, new=True)
+    seconds = time.perf_counter() - started
+    return _told(bag, shard, dataset.facts(name, TOLD_FACTS), megabytes, seconds, new=True)
 
 
 @dataclass(frozen=True)

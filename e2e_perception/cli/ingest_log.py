@@ -22,8 +22,9 @@ from e2e_perception.data.clip_building import BuildCounts, BuiltClip, ClipBuilde
 from e2e_perception.data.clip_store import ClipWriter
 from e2e_perception.data.ego_paths import PathRecorder
 from e2e_perception.data.label_table import LabelWriter
+from e2e_perception.data.shard_facts import Shard
 from e2e_perception.data.shard_rows import index_facts, label_rows
-from e2e_perception.data.shards import SHARD, Dataset, Shard
+from e2e_perception.data.shards import SHARD, Dataset
 from e2e_perception.runtime.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def import_one(path: Path, out: Path, recipe: LogRecipe) -> Imported:
         shard = _write(frames, dataset, name, made_by, recipe, privacy)
     else:
         shard = listed[name]
-    facts = dataset.facts(name)
+    facts = dataset.facts(name, ("tracks", "left_out", "sweeps", "pictures", "warnings"))
     return Imported(
         log=str(path),
         shard=shard.name,

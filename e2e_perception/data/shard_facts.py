@@ -127,6 +127,9 @@ class ShardFacts(_Facts):
     warnings: tuple[str, ...] = ()
     label_sources: tuple[str, ...] = ()
     labels_unplaced: Count = 0
+    tracks: dict[str, Count] = {}
+    sweeps: Count = 0
+    pictures: Count = 0
     place: str = ""
     path: dict[str, Any] | None = None
 

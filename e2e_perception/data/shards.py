@@ -120,11 +120,14 @@ class Dataset:
             found.append(Recording.of(shard.name, shard.digest, scenarios, self.facts(shard.name)))
         return found
 
-    def facts(self, name: str) -> dict[str, Any]:
+    def facts(self, name: str, needs: Sequence[str] = ()) -> dict[str, Any]:
         """What a shard was made from and by.
 
+        Args:
+            name: Of the shard.
+            needs: Facts that it has to tell; others may be missing.
         Raises:
-            InputError: If it is missing or damaged.
+            InputError: If it is missing or damaged, or does not tell what is needed.
         """
         file = self.directory(name) / SHARD
         try:
@@ -134,6 +137,11 @@ class Dataset:
         for listed in parsed(ShardFacts, text, str(file)).files:
             checked_file_name(listed, str(file))
         document: dict[str, Any] = json.loads(text)
+        missing = [fact for fact in needs if fact not in document]
+        if missing:
+            raise InputError(
+                f"{file} is damaged: it does not tell {', '.join(missing)}; ingest into a new directory"
+            )
         return document
 
     def tables(self, name: str) -> dict[str, pa.Table]:

@@ -372,6 +372,17 @@ def test_a_flipped_byte_in_a_shard_is_found(bag: Path, tmp_path: Path, ingest: I
     Dataset(tmp_path / "set").verify()
 
 
+def test_a_shard_that_does_not_tell_what_came_of_a_bag_is_said(
+    bag: Path, tmp_path: Path, ingest: Ingest
+) -> None:
+    (told,) = ingest(tmp_path / "set", bag)["bags"]
+    file = Dataset(tmp_path / "set").directory(told["shard"]) / SHARD
+    facts = json.loads(file.read_text())
+    del facts["drops"]
+    file.write_text(json.dumps(facts))
+    assert "it does not tell drops" in ingest(tmp_path / "set", bag, code=2)["error"]
+
+
 def test_a_bag_that_is_cut_off_gives_what_is_whole(bag: Path, tmp_path: Path, ingest: Ingest) -> None:
     (file,) = bag.glob("*.mcap")
     cut = tmp_path / "cut.mcap"
