@@ -108,6 +108,8 @@ def _ingest(task: tuple[Path, Path, Any]) -> Any:
         return ingest_bag(*task)
     except (InputError, RigError) as error:
         return Refused(str(task[0]), str(error))
+    except PermissionError as error:
+        return Refused(str(task[0]), f"{error.filename}: {error.strerror}")
 
 
 def _summary(dataset: Any, ingested: list[Any], refused: list[Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from mcap.writer import Writer as McapWriter
 from pyarrow import parquet
 from short_drive import NUM_FRAMES, PERIOD_NS, RIG, SPEED, START_NS, labels, odometry, sensor_messages
 
-from e2e_perception.cli.ingest_bag import Recipe, ingest_bag, shard_name
+from e2e_perception.cli.ingest import _ingest as one_of_several
+from e2e_perception.cli.ingest_bag import Recipe, Refused, ingest_bag, shard_name
 from e2e_perception.cli.main import main
 from e2e_perception.core.config import StackConfig
 from e2e_perception.core.errors import InputError
@@ -519,6 +520,22 @@ def test_a_bag_that_cannot_be_used_does_not_keep_the_others_from_being_ingested(
         assert "is empty (0 bytes)" in told["failed"][0]["why"] and "no bag at" in told["failed"][1]["why"]
         assert told["error"].startswith("2 of 4 recordings gave no shard; ")
     Dataset(tmp_path / "set").verify()
+
+
+def test_a_bag_that_may_not_be_read_is_refused_and_a_full_disk_ends_everything(
+    bag: Path, tmp_path: Path, rig_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem: list[OSError] = [PermissionError(errno.EACCES, "Permission denied", "/bags/locked.mcap")]
+
+    def failing(*_: Any) -> None:
+        raise problem[0]
+
+    monkeypatch.setattr("e2e_perception.cli.ingest_bag.ingest_bag", failing)
+    task = (bag, tmp_path / "set", recipe(rig_file))
+    assert one_of_several(task) == Refused(str(bag), "/bags/locked.mcap: Permission denied")
+    problem[0] = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        one_of_several(task)
 
 
 def test_a_recording_that_is_given_twice_is_ingested_once(
