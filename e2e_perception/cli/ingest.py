@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption, ParamsOption, PrivacyOption, RigOption, stack_config
+from e2e_perception.cli.options import (
+    IngestWorkersOption,
+    JsonOption,
+    ParamsOption,
+    PrivacyOption,
+    RayOption,
+    RigOption,
+    stack_config,
+)
+
+if TYPE_CHECKING:
+    from e2e_perception.cli.ingest_bag import Ingested, Recipe
 
 
 def ingest(
@@ -24,11 +36,8 @@ def ingest(
     stride: Annotated[
         int, typer.Option(min=0, help="Frames from one clip's start to the next's; 0: the clip's length.")
     ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
-    ] = None,
+    workers: IngestWorkersOption = 0,
+    ray: RayOption = None,
     privacy: PrivacyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,10 +50,9 @@ def ingest(
 
     Example: `e2e-perception ingest monday/ tuesday.mcap --rig rigs/mine.yaml --out dataset`
     """
-    from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
-    from e2e_perception.cli.ingest_bag import Ingested, Recipe, ingest_bag
+    from e2e_perception.cli.ingest_bag import Recipe
     from e2e_perception.cli.privacy import Privacy
-    from e2e_perception.core.errors import ConfigError, InputError
+    from e2e_perception.core.errors import ConfigError
     from e2e_perception.data.shards import Dataset
 
     stride = stride or clip_length
@@ -54,6 +62,39 @@ def ingest(
     stated = Privacy(privacy).stated if privacy is not None else ""
     recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json(), stated)
     Dataset(out)  # before anything is read
+    ingested = ingest_all(bags, out, recipe, workers=workers, ray=ray)
+    summary = _summary(Dataset(out), ingested)
+    if as_json:
+        emit_json(summary)
+        return
+    rows = [
+        [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
+        for item in ingested
+    ]
+    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows, names=True)
+    typer.echo(f"{summary['frames']} frames, {summary['clips']} clips, digest {summary['digest']}")
+
+
+def ingest_all(
+    bags: Sequence[Path], out: Path, recipe: Recipe, *, workers: int, ray: str | None
+) -> list[Ingested]:
+    """Recordings into shards of a dataset; what is odd about them is logged.
+
+    Args:
+        bags: Recordings.
+        out: Directory of the dataset.
+        recipe: What to make of them.
+        workers: Processes; 0: one per core. A single recording needs none.
+        ray: Cluster in place of processes, see `fan_out_on_ray`; None: none.
+    Returns:
+        What came of each, in the order of the recordings.
+    Raises:
+        InputError: If a recording, the rig or the dataset cannot be used, or a process died.
+    """
+    from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
+    from e2e_perception.cli.ingest_bag import ingest_bag
+    from e2e_perception.core.errors import InputError
+
     tasks = [(bag, out, recipe) for bag in bags]
     done: dict[int, Ingested] = {}
     num_workers = workers or num_cores()
@@ -72,19 +113,10 @@ def ingest(
                 done[number] = found
                 progress(len(done))
     ingested = [done[number] for number in sorted(done)]
-    summary = _summary(Dataset(out), ingested)
     for item in ingested:
         for warning in item.warnings:
             log(f"{item.bag}: {warning}")
-    if as_json:
-        emit_json(summary)
-        return
-    rows = [
-        [item.shard, "new" if item.new else "there", str(item.frames), str(item.clips), item.digest[:12]]
-        for item in ingested
-    ]
-    print_table(str(out), ("shard", "", "frames", "clips", "digest"), rows, names=True)
-    typer.echo(f"{summary['frames']} frames, {summary['clips']} clips, digest {summary['digest']}")
+    return ingested
 
 
 def _ingest(task: tuple[Path, Path, Any]) -> Any:
