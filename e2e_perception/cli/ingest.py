@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption, ParamsOption, PrivacyOption, RigOption, stack_config
+from e2e_perception.cli.options import (
+    IngestWorkersOption,
+    JsonOption,
+    ParamsOption,
+    PrivacyOption,
+    RayOption,
+    RigOption,
+    stack_config,
+)
+
+if TYPE_CHECKING:
+    from e2e_perception.cli.ingest_bag import Ingested, Recipe, Refused
 
 
 def ingest(
@@ -24,11 +36,8 @@ def ingest(
     stride: Annotated[
         int, typer.Option(min=0, help="Frames from one clip's start to the next's; 0: the clip's length.")
     ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster in place of processes: `local`, or an address.", show_default="none"),
-    ] = None,
+    workers: IngestWorkersOption = 0,
+    ray: RayOption = None,
     privacy: PrivacyOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,8 +51,7 @@ def ingest(
 
     Example: `e2e-perception ingest monday/ tuesday.mcap --rig rigs/mine.yaml --out dataset`
     """
-    from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
-    from e2e_perception.cli.ingest_bag import Ingested, Recipe, Refused, ingest_bag, without_repeats
+    from e2e_perception.cli.ingest_bag import Recipe
     from e2e_perception.cli.privacy import Privacy
     from e2e_perception.core.errors import ConfigError
     from e2e_perception.data.shards import Dataset
@@ -55,6 +63,37 @@ def ingest(
     stated = Privacy(privacy).stated if privacy is not None else ""
     recipe = Recipe(size, clip_length, stride, rig or "", config.model_dump_json(), stated)
     Dataset(out)  # before anything is read
+    ingested, refused = ingest_all(bags, out, recipe, workers=workers, ray=ray)
+    summary = _summary(Dataset(out), ingested, refused)
+    if as_json:
+        emit_json(summary)
+    else:
+        _print_summary(summary, out, ingested)
+    if refused:
+        for failure in refused:
+            log(f"not ingested: {failure.bag}: {failure.why}")
+        raise typer.Exit(2)
+
+
+def ingest_all(
+    bags: Sequence[Path], out: Path, recipe: Recipe, *, workers: int, ray: str | None
+) -> tuple[list[Ingested], list[Refused]]:
+    """Recordings into shards of a dataset; what is odd about them is logged.
+
+    Args:
+        bags: Recordings; one that is given twice is taken once.
+        out: Directory of the dataset.
+        recipe: What to make of them.
+        workers: Processes; 0: one per core. A single recording needs none.
+        ray: Cluster in place of processes, see `fan_out_on_ray`; None: none.
+    Returns:
+        What came of each, in the order of the recordings, and which of several could not be used.
+    Raises:
+        InputError: If the only recording, or the dataset, cannot be used.
+    """
+    from e2e_perception.cli.fan_out import Lost, fan_out, fan_out_on_ray, num_cores
+    from e2e_perception.cli.ingest_bag import Ingested, Refused, ingest_bag, without_repeats
+
     bags, repeats = without_repeats(bags)
     for bag, same in repeats.items():
         log(f"{bag}: the same recording as {same}, and ingested once")
@@ -75,19 +114,10 @@ def ingest(
                 progress(len(done))
     in_order = [done[number] for number in sorted(done)]
     ingested = [item for item in in_order if isinstance(item, Ingested)]
-    refused = [item for item in in_order if isinstance(item, Refused)]
-    summary = _summary(Dataset(out), ingested, refused)
     for item in ingested:
         for warning in item.warnings:
             log(f"{item.bag}: {warning}")
-    if as_json:
-        emit_json(summary)
-    else:
-        _print_summary(summary, out, ingested)
-    if refused:
-        for failure in refused:
-            log(f"not ingested: {failure.bag}: {failure.why}")
-        raise typer.Exit(2)
+    return ingested, [item for item in in_order if isinstance(item, Refused)]
 
 
 def _print_summary(summary: dict[str, Any], out: Path, ingested: list[Any]) -> None:

@@ -44,6 +44,17 @@ PrivacyOption = Annotated[
 ]
 
 
+IngestWorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that ingest; 0: one per core.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Ray cluster in place of processes: `local`, or an address.", show_default="none"
+    ),
+]
+
+
 def given_parameters(
     *, bundle: str | None = None, backend: str | None = None, rig: str | None = None
 ) -> dict[str, ParameterValue]:

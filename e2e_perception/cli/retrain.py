@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from e2e_perception.cli.console import emit_json, finite, log, print_table, progress_bar
-from e2e_perception.cli.options import JsonOption, ParamsOption, RigOption, stack_config
+from e2e_perception.cli.options import (
+    IngestWorkersOption,
+    JsonOption,
+    ParamsOption,
+    PrivacyOption,
+    RayOption,
+    RigOption,
+    stack_config,
+)
 from e2e_perception.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from e2e_perception.cli.ingest_bag import Recipe
     from e2e_perception.data.clip_store import ClipStore
+    from e2e_perception.deploy.bundle import Bundle
     from e2e_perception.model.network import JointNetwork
+    from e2e_perception.training.checkpoint import Checkpoint
 
 # Compared where everybody is labelled, with whether more is better.
 FIGURES = {
@@ -47,6 +57,9 @@ def retrain(
     ] = None,
     rig: RigOption = None,
     params: ParamsOption = None,
+    privacy: PrivacyOption = None,
+    workers: IngestWorkersOption = 0,
+    ray: RayOption = None,
     config: Annotated[str, typer.Option(help="Training configuration, see `train`.")] = "tiny-continued",
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting of it; repeatable.")
@@ -70,12 +83,16 @@ def retrain(
     import yaml
 
     from e2e_perception.cli.audit import load_gates
-    from e2e_perception.cli.ingest_bag import Recipe, ingest_bag
+    from e2e_perception.cli.ingest import ingest_all
+    from e2e_perception.cli.ingest_bag import Recipe
+    from e2e_perception.cli.privacy import Privacy
     from e2e_perception.cli.train import _require_torch, _settings
     from e2e_perception.data.audit import Report
     from e2e_perception.data.audit import audit as look
     from e2e_perception.data.shards import Dataset, open_clips
     from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
 
     _require_torch(device)
     before = load_bundle(bundle)
@@ -86,14 +103,16 @@ def retrain(
             f"{before.network.size}; name another --config"
         )
     wanted = load_gates(gates)
-    recipe = Recipe(
-        settings.size, clip_length, clip_length, rig or "", stack_config(params, {}).model_dump_json()
-    )
+    stated = Privacy(privacy).stated if privacy is not None else ""
+    stack = stack_config(params, {}).model_dump_json()
+    recipe = Recipe(settings.size, clip_length, clip_length, rig or "", stack, stated)
     dataset_path = out / "dataset"
     _check_inputs(bags, recipe, [store for path in data or [] for store in open_clips(path)], out)
-    for bag in bags:
-        ingested = ingest_bag(bag, dataset_path, recipe)
-        log(f"{bag}: {ingested.frames} frames, {ingested.clips} clips")
+    ingested, refused = ingest_all(bags, dataset_path, recipe, workers=workers, ray=ray)
+    for item in ingested:
+        log(f"{item.bag}: {item.frames} frames, {item.clips} clips")
+    if refused:
+        raise InputError("; ".join(f"{failure.bag}: {failure.why}" for failure in refused))
     report = Report("")
     for _, _, found in look(Dataset(dataset_path), wanted):
         report = found
@@ -110,9 +129,13 @@ def retrain(
     robot = out / "rig.yaml"
     robot.write_text(yaml.safe_dump(before.rig.model_dump(mode="json")), encoding="utf-8")
     _train(stores, out / "run", settings, device, str(robot), drivers)
-    parity = _export(out / "run", out / "bundle", before.digest, before.rig)
+    checkpoint = load_checkpoint(out / "run")
+    trained = model_from_checkpoint(checkpoint)
+    comparison = compare_on_clips(
+        load_network(before.weights_path, before.network), trained, stores, max_clips
+    )
+    parity = _export(checkpoint, trained, out / "bundle", before, finite(_evaluation(comparison)))
     after = load_bundle(out / "bundle")
-    comparison = compare_on_clips(before, after, stores, max_clips)
     summary = finite(
         {
             "dataset_digest": Dataset(dataset_path).digest,
@@ -173,12 +196,23 @@ def _train(stores: list[ClipStore], out: Path, settings: Any, device: str, rig: 
         )
 
 
-def _export(run: Path, out: Path, parent: str, rig: Any) -> dict[str, float]:
+def _evaluation(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a comparison as a bundle keeps them: its own by name, `parent/` those of the one before."""
+    figures: dict[str, dict[str, Any]] = comparison["figures"]
+    return {
+        "clips": comparison["clips"],
+        "labelled_clips": comparison["labelled_clips"],
+        **{name: row["after"] for name, row in figures.items()},
+        **{f"parent/{name}": row["before"] for name, row in figures.items()},
+    }
+
+
+def _export(
+    checkpoint: Checkpoint, model: JointNetwork, out: Path, before: Bundle, evaluation: dict[str, Any]
+) -> dict[str, float]:
     from e2e_perception.core.provenance import git_commit
     from e2e_perception.deploy.export import export_bundle
-    from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
 
-    checkpoint = load_checkpoint(run)
     provenance = {
         "dataset_digests": checkpoint.facts["dataset_digests"],
         "steps": checkpoint.step,
@@ -186,20 +220,20 @@ def _export(run: Path, out: Path, parent: str, rig: Any) -> dict[str, float]:
         "init": Path(checkpoint.facts["training"]["init"]).name,
         "git_commit": git_commit() or "unknown",
         "trained_at_commit": checkpoint.facts.get("git_commit") or "unknown",
-        "parent": parent,
+        "parent": before.digest,
     }
     return export_bundle(
-        model_from_checkpoint(checkpoint), out, name=out.name, rig=rig, evaluation={}, provenance=provenance
+        model, out, name=out.name, rig=before.rig, evaluation=evaluation, provenance=provenance
     )
 
 
 def compare_on_clips(
-    before: Any, after: Any, stores: list[ClipStore], max_clips: int | None
+    before: JointNetwork, after: JointNetwork, stores: list[ClipStore], max_clips: int | None
 ) -> dict[str, Any]:
-    """Both bundles on the same validation clips.
+    """Both networks on the same validation clips.
 
     Args:
-        before, after: Bundles.
+        before, after: Networks.
         stores: Whose validation split is used.
         max_clips: At most, evenly spread.
     Returns:
@@ -208,7 +242,6 @@ def compare_on_clips(
     """
     import numpy as np
 
-    from e2e_perception.deploy.engines.torch_engine import load_network
     from e2e_perception.evaluation.outcome_tables import bootstrap_interval
     from e2e_perception.training.evaluate import evaluate_open_loop
 
@@ -219,7 +252,7 @@ def compare_on_clips(
 
     everything = spread([(s, i) for s in stores for i in s.indices("validation").tolist()])
     labelled = spread([(s, i) for s in stores for i in s.labelled("validation").tolist()])
-    models = [load_network(bundle.weights_path, bundle.network) for bundle in (before, after)]
+    models = [before, after]
     figures: dict[str, dict[str, Any]] = {}
     if labelled:
         found = [evaluate_open_loop(model, labelled) for model in models]

@@ -397,8 +397,8 @@ trained on simulated traffic; it has not been validated for driving a vehicle am
 
 ## Measured
 
-On held-out simulated clips, open loop; `no_sensors/` and `shuffled_sensors/` are the controls of
-`e2e-perception evaluate`, `constant_velocity` goes on as before.
+On held-out clips, open loop; `no_sensors/` and `shuffled_sensors/` are the controls of `e2e-perception
+evaluate`, `constant_velocity` goes on as before, `parent/` is the bundle that this one was trained on from.
 
 | figure | value |
 | --- | --- |

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +17,7 @@ pytest.importorskip("torch", reason="torch is not installed: `pip install .[trai
 
 from dataclasses import replace
 
+from e2e_perception.cli import fan_out
 from e2e_perception.cli.main import main
 from e2e_perception.core.network_config import SIZES
 from e2e_perception.data.clip_store import ClipWriter, split_of
@@ -66,11 +71,46 @@ def test_from_a_bag_to_a_bundle_and_what_it_is_worth(
     row = told["figures"]["plan_from_driven_3s_m"]
     assert row["after"] - row["before"] == pytest.approx(row["difference"], abs=1e-6)
     assert "average_precision" in told["figures"]
+    evaluation = json.loads((out / "bundle" / "evaluation.json").read_text())
+    for name, row in told["figures"].items():
+        assert evaluation.pop(name) == row["after"] and evaluation.pop(f"parent/{name}") == row["before"]
+    assert evaluation == {"clips": told["clips"], "labelled_clips": told["labelled_clips"]}
     # Called again, nothing is done twice.
     stamp = (out / "run" / "checkpoint.safetensors").stat().st_mtime_ns
     assert main([*words, "--out", str(out), "--json"]) == 0
     assert (out / "run" / "checkpoint.safetensors").stat().st_mtime_ns == stamp
     assert json.loads(capsys.readouterr().out)["figures"] == told["figures"]
+
+
+@pytest.mark.parametrize("ray", [(), ("--ray", "local")])
+def test_recordings_are_ingested_as_ingest_would(
+    words: list[str], bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: tuple[str, ...]
+) -> None:
+    """In as many processes as asked for, here one after the other, and with pictures blackened first."""
+    (tmp_path / "blackening.py").write_text("def all_of_it(rgb):\n    return rgb * 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "blackening", raising=False)
+    asked: list[Any] = []
+
+    def one_by_one(function: Callable[[Any], Any], tasks: Sequence[Any], *where: Any) -> Iterator[Any]:
+        asked.append(where)
+        yield from enumerate(map(function, tasks))
+
+    monkeypatch.setattr(fan_out, "fan_out", one_by_one)
+    monkeypatch.setattr(fan_out, "fan_out_on_ray", one_by_one)
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("max_findings: {synthetic_stamps: 0}\n")  # nothing is trained
+    out, second = tmp_path / "retrained", tmp_path / "second"
+    shutil.copytree(bag, second)
+    more = ["--privacy", "blackening:all_of_it", "--workers", "3", "--gates", str(gates), *ray]
+    assert main([words[0], str(second), *words[1:], "--out", str(out), *more]) == 1
+    assert asked == [("local", 3) if ray else (3,)]
+    dataset = Dataset(out / "dataset")
+    assert len(dataset.shards()) == 2
+    for shard, store in zip(dataset.shards(), dataset.stores(), strict=True):
+        assert dataset.facts(shard.name)["recipe"]["privacy"].startswith("blackening:all_of_it@")
+        seen = store.read(0).inputs
+        assert seen["camera_valid"].any() and not seen["images"].any()
 
 
 def test_a_broken_gate_stops_it_before_anything_is_trained(

@@ -19,7 +19,7 @@ from e2e_perception.core.errors import BundleError, EngineMismatchError, InputEr
 from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.core.rig import find_rig
 from e2e_perception.deploy import machine, parity
-from e2e_perception.deploy.bundle import Bundle, load_bundle, verify_bundle, write_checksums
+from e2e_perception.deploy.bundle import ROLLOUT, Bundle, load_bundle, verify_bundle, write_checksums
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
 from e2e_perception.deploy.engines import EngineInfo, InferenceEngine, configured_engine, create_engine
@@ -283,7 +283,10 @@ def test_eight_bits_and_half_precision_may_differ_by_what_eight_bits_may() -> No
 def test_a_bundle_without_a_recorded_rollout_says_so(tiny: Bundle, tmp_path: Path) -> None:
     said: list[str] = []
     config = EngineConfig(num_threads=1, cache_directory=str(tmp_path / "engines"))
-    engine = configured_engine(tiny, config, said.append)
+    old = Path(shutil.copytree(tiny.path, tmp_path / "old"))
+    (old / ROLLOUT).unlink()
+    write_checksums(old)
+    engine = configured_engine(load_bundle(old), config, said.append)
     assert engine.info.remark == "not checked against torch"
     assert any("records no rollout" in sentence for sentence in said)
 

@@ -562,8 +562,7 @@ def test_recorded_double_is_what_create_engine_loads_where_there_is_a_gpu(
         config = EngineConfig(backend=backend, precision="float16", cache_directory=str(tmp_path))
         engine = configured_engine(bundle, config, said.append)
         assert str(engine.info) == (
-            "tensorrt-rtx 1.7.1.116 on Recorded RTX (compute capability 8.9), float16; "
-            "checked against torch"
+            "tensorrt-rtx 1.7.1.116 on Recorded RTX (compute capability 8.9), float16; checked against torch"
         )
         assert np.isfinite(engine.infer(made_up(bundle.contract)[0])["plan_sd"]).all()
         engine.close()
