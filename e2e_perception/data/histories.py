@@ -138,8 +138,9 @@ class LabelHistory:
         self._tracks, self._stamps, self.latest_ns = {}, [], None
 
     def forget_before(self, stamp_ns: int) -> None:
-        """Drop what is older, but for the last of each object before it."""
-        del self._stamps[: max(bisect.bisect_right(self._stamps, stamp_ns - LATE_FRAME_NS) - 1, 0)]
+        """Drop what not even a late frame of that time needs, but for the last of each object before it."""
+        stamp_ns -= LATE_FRAME_NS
+        del self._stamps[: max(bisect.bisect_right(self._stamps, stamp_ns) - 1, 0)]
         for identity, track in list(self._tracks.items()):
             keep_from = max(bisect.bisect_right(track.stamps, stamp_ns) - 1, 0)
             del track.stamps[:keep_from], track.rows[:keep_from]
