@@ -15,6 +15,7 @@ from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
 from e2e_perception.core.snippets import StackFacts
 from e2e_perception.deploy.bundle import Bundle, load_bundle
+from e2e_perception.deploy.engines import check_backend
 from e2e_perception.nodes.report import NodeReport
 from e2e_perception.runtime.calibration import RigCalibration
 from e2e_perception.runtime.decode import ConvertImage
@@ -140,6 +141,8 @@ class Stack:
             )
         if config == self._engine_config:
             return None
+        if config.backend != "auto":
+            check_backend(config.backend, config.precision, config.device)
         bundle = load_bundle(config.bundle)
         check_fits(bundle, self.pipeline.network)
         return bundle

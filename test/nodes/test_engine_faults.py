@@ -209,8 +209,13 @@ def test_a_bundle_that_cannot_take_over_is_refused_at_once_with_the_reason(
         answer = perception.set_parameter(client, "engine.bundle", TEXT, value)
         assert not answer.successful
         assert says in answer.reason
-    answer = perception.set_parameter(client, "engine.backend", TEXT, "tensorflow")
-    assert not answer.successful
+    for name, value, says in (
+        ("engine.backend", "tensorflow", "tensorflow"),
+        ("engine.precision", "float16", "'onnxruntime' runs in float32, not in 'float16'"),
+    ):
+        answer = perception.set_parameter(client, name, TEXT, value)
+        assert not answer.successful
+        assert says in answer.reason
     assert get(perception, client, "engine.bundle") == str(bundle_dir)
     health = perception.frame()
     assert health.bundle.startswith("small ")

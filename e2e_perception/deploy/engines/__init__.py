@@ -166,18 +166,13 @@ def create_engine(
     raise AssertionError("the last candidate is returned or raises")
 
 
-def _create_named(
-    bundle: Bundle,
-    backend: str,
-    num_threads: int,
-    *,
-    precision: str,
-    device: str,
-    allow_spinning: bool,
-    cache: EngineCache | None,
-    log: Log,
-) -> InferenceEngine:
-    """As `create_engine`, of one of `BACKENDS`."""
+def check_backend(backend: str, precision: str, device: str) -> None:
+    """Whether an engine of these may be asked for here; nothing is loaded for that.
+
+    Raises:
+        EngineUnavailableError: If there is no such backend, it has no such precision or device, or it cannot
+            run on this machine.
+    """
     if backend not in BACKENDS:
         raise EngineUnavailableError(f"unknown backend {backend!r}; expected auto, {', '.join(BACKENDS)}")
     if precision not in PRECISIONS[backend]:
@@ -191,6 +186,21 @@ def _create_named(
     status = next(s for s in backend_report() if s.name == backend)
     if not status.available:
         raise EngineUnavailableError(f"backend {backend!r} cannot run: {status.reason}; {status.how_to_get}")
+
+
+def _create_named(
+    bundle: Bundle,
+    backend: str,
+    num_threads: int,
+    *,
+    precision: str,
+    device: str,
+    allow_spinning: bool,
+    cache: EngineCache | None,
+    log: Log,
+) -> InferenceEngine:
+    """As `create_engine`, of one of `BACKENDS`."""
+    check_backend(backend, precision, device)
     if backend in (TENSORRT, TENSORRT_RTX):
         from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
         from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
