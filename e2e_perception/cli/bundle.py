@@ -69,13 +69,16 @@ def verify(path: BundleArgument, as_json: JsonOption = False) -> None:
 
     Example: `e2e-perception bundle verify resource/bundles/tiny`
     """
-    from e2e_perception.deploy.bundle import verify_bundle
+    from e2e_perception.deploy.bundle import NOT_CHECKED, verify_bundle
 
     checks = verify_bundle(path)
+    unchecked = [name for name, found in checks if found.startswith(NOT_CHECKED)]
     if as_json:
-        emit_json({"ok": True, "checks": [{"check": name, "found": found} for name, found in checks]})
+        rows = [{"check": name, "found": found} for name, found in checks]
+        emit_json({"ok": True, "unchecked": unchecked, "checks": rows})
     else:
-        print_table("All checks passed", ("check", "found"), checks, wide=True)
+        title = f"Nothing wrong; not checked: {', '.join(unchecked)}" if unchecked else "All checks passed"
+        print_table(title, ("check", "found"), checks, wide=True)
 
 
 @app.command("record-rollout")

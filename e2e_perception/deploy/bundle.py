@@ -34,6 +34,7 @@ MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
 REQUIRED_FILES = (MANIFEST, "model.onnx", "weights.safetensors", "evaluation.json", "MODEL_CARD.md")
 ROLLOUT = "rollout.npz"
+NOT_CHECKED = "not checked"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _MAX_MANIFEST_BYTES = 4 << 20
 
@@ -219,7 +220,8 @@ def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
     """Check a bundle; where ONNX Runtime is installed, also its graph against what torch computed.
 
     Returns:
-        (what was checked, what was found) for each check.
+        (what was checked, what was found) for each check; what was found begins with `NOT_CHECKED` where the
+        machine lacks what the check needs.
     Raises:
         BundleError: At the first check that fails.
         EngineMismatchError: If the graph does not give what torch gave in the recorded rollout.
@@ -237,7 +239,7 @@ def verify_bundle(path_or_name: str | Path) -> list[tuple[str, str]]:
             graph = f"loads, and has the contract's tensors ({engine.info})"
             engine.close()
         except EngineUnavailableError as error:
-            graph = f"not checked: {error}"
+            graph = f"{NOT_CHECKED}: {error}"
     rollout = "none: engines cannot be checked against torch"
     if bundle.rollout_path is not None:
         recorded = load_rollout(bundle.rollout_path, bundle.network)

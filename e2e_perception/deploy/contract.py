@@ -70,6 +70,11 @@ class TensorContract:
                     f"engine input {spec.name!r} is missing; expected {spec.dtype}{list(spec.shape)}"
                 )
             got = tensors[spec.name]
+            if not isinstance(got, np.ndarray):
+                raise ContractError(
+                    f"engine input {spec.name!r} is a {type(got).__name__}, "
+                    f"expected a numpy array {spec.dtype}{list(spec.shape)}"
+                )
             if tuple(got.shape) != spec.shape or str(got.dtype) != spec.dtype:
                 raise ContractError(
                     f"engine input {spec.name!r} is {got.dtype}{list(got.shape)}, "

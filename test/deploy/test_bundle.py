@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import SMALL, synthetic_clip
 
+from e2e_perception.cli.main import main
 from e2e_perception.core.errors import (
     BundleError,
     ContractError,
@@ -25,6 +26,7 @@ from e2e_perception.core.errors import (
 )
 from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.core.rig import Camera, Lidar, Mount, Rig
+from e2e_perception.deploy import engines
 from e2e_perception.deploy.bundle import ROLLOUT, load_bundle, verify_bundle, write_checksums
 from e2e_perception.deploy.engines import InferenceEngine, backend_report, create_engine
 from e2e_perception.deploy.export import (
@@ -373,6 +375,22 @@ def test_verifying_opens_the_graph(bundle_dir: Path, tmp_path: Path) -> None:
     write_checksums(copy)
     with pytest.raises(BundleError, match="cannot load"):
         verify_bundle(copy)
+
+
+def test_what_verifying_could_not_check_is_said(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "verify", str(bundle_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unchecked"] == []
+
+    def missing(*_: object, **__: object) -> None:
+        raise EngineUnavailableError("onnxruntime is not installed")
+
+    monkeypatch.setattr(engines, "create_engine", missing)
+    assert main(["bundle", "verify", str(bundle_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unchecked"] == ["graph"]
+    assert main(["bundle", "verify", str(bundle_dir)]) == 0
+    assert "not checked: graph" in " ".join(capsys.readouterr().out.split())
 
 
 def test_garbage_with_right_checksums_is_refused_by_both_engines(copy: Path) -> None:

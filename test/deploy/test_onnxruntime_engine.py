@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import onnxruntime
 import pytest
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import BundleError, ConfigError, EngineUnavailableError
+from e2e_perception.core.errors import BundleError, ConfigError, ContractError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle, load_bundle, write_checksums
 from e2e_perception.deploy.engine_cache import PAYLOAD, SIDECAR, EngineCache, EngineKey
 from e2e_perception.deploy.engines import backend_report, configured_engine, create_engine
 from e2e_perception.deploy.engines.onnxruntime_engine import THREADS_NOTE, OnnxRuntimeEngine
+from e2e_perception.deploy.engines.tensorrt_library import installed_version
 from e2e_perception.deploy.rollouts import random_inputs
 
 FRAMES = 3
@@ -276,16 +278,47 @@ def test_cuda_that_is_offered_and_does_not_load_is_an_error_and_never_the_cpu(
     assert entries(cache) == []  # a graph for the CPU must not be what CUDA is given once it loads
 
 
-def test_a_build_of_the_library_under_another_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(distribution: str) -> str:
-        if distribution != "onnxruntime-gpu":
-            raise metadata.PackageNotFoundError(distribution)
-        return "1.99"
+@pytest.mark.parametrize("name", ["onnxruntime-1.99", "onnxruntime_gpu-1.99"])
+def test_a_build_of_the_library_under_another_name_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    for directory, version, brings in (
+        (name, "1.99", "onnxruntime"),
+        ("onnxruntime-0-extensions", "0.1", "other"),
+    ):
+        facts = tmp_path / f"{directory}.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Name: {directory}\nVersion: {version}\n", encoding="utf-8")
+        (facts / "RECORD").write_text(f"LICENSE,,\n{brings}/__init__.py,,\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    assert installed_version("onnxruntime") == "1.99"
 
-    monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
-    status = next(status for status in backend_report() if status.name == "onnxruntime")
-    assert (status.available, status.version) == (True, "1.99")
+
+def test_a_library_that_no_directory_beside_it_describes_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed_version("strange") == "installed"
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"strange": ["strange-gpu"]})
+    monkeypatch.setattr(metadata, "version", {"strange-gpu": "2.0"}.__getitem__)
+    assert installed_version("strange") == "2.0"
+
+
+def test_installed_versions_are_those_that_the_modules_say(tiny: Bundle) -> None:
+    found = {status.name: status.version for status in backend_report()}
+    assert found["onnxruntime"] == onnxruntime.__version__
+
+
+@pytest.mark.parametrize("given", [None, 1.0, [[1.0]], "text"])
+def test_an_input_that_is_no_array_is_named(tiny: Bundle, given: object) -> None:
+    inputs = {**random_inputs(tiny.network, np.random.default_rng(0)), "ego_state": given}
+    engine = create_engine(tiny, "onnxruntime", 1)
+    with pytest.raises(ContractError, match=rf"'ego_state' is a {type(given).__name__}, expected a numpy"):
+        engine.infer(inputs)  # type: ignore[arg-type]
 
 
 def test_cuda_is_asked_for_first_and_without_tf32(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
