@@ -6,6 +6,7 @@ pytest test/gpu -rs -s          # -s shows the timings, which are printed and ne
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from e2e_perception.core.config import EngineConfig
+from e2e_perception.core.errors import EngineMismatchError, EngineUnavailableError
+from e2e_perception.deploy import parity
 from e2e_perception.deploy.bundle import Bundle, load_bundle
 from e2e_perception.deploy.engine_cache import PAYLOAD, EngineCache
-from e2e_perception.deploy.engines import InferenceEngine, create_engine
+from e2e_perception.deploy.engines import InferenceEngine, configured_engine, create_engine
 from e2e_perception.deploy.engines.cuda_memory import Cuda
 from e2e_perception.deploy.engines.gpu_presence import why_no_gpu
 from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
 from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
 from e2e_perception.deploy.engines.tensorrt_library import MODULES, find_module, load_library
+from e2e_perception.deploy.rollouts import random_inputs
+from e2e_perception.runtime.hot_swap import load_engine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +63,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
 @pytest.fixture(scope="module")
 def frames(bundle: Bundle) -> list[Inputs]:
     """A rollout; the first frame has no memory."""
-    random_inputs = pytest.importorskip("e2e_perception.deploy.export").random_inputs
     rng = np.random.default_rng(0)
     found = [random_inputs(bundle.network, rng) for _ in range(12)]
     found[0]["memory_valid"][:] = 0.0
@@ -175,3 +180,102 @@ def test_device_memory_is_given_back(bundle: Bundle, backend: str, cache: Engine
             create_engine(bundle, backend, cache=cache).close()
         after, total = cuda.free_memory()
     assert before - after < 1 << 20, f"{(before - after) / 2**20:.1f} of {total / 2**20:.0f} MiB are gone"
+
+
+@pytest.mark.parametrize("precision", list(HEAT_TOLERANCE))
+def test_what_the_node_starts_is_checked_against_torch(
+    bundle: Bundle, backend: str, tmp_path: Path, precision: str
+) -> None:
+    config = EngineConfig(backend=backend, precision=precision, cache_directory=str(tmp_path))
+    said: list[str] = []
+    engine = configured_engine(bundle, config, said.append)
+    try:
+        print(f"\n{engine.info}")
+        assert "checked against torch" in str(engine.info)
+        assert engine.info.mismatch == ""
+    finally:
+        engine.close()
+
+
+def test_an_engine_that_differs_from_torch_is_refused_and_leaves_no_memory(
+    bundle: Bundle, backend: str, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = parity.Tolerance(
+        dict.fromkeys(parity.TOLERANCES["float32"].outputs, 0.0), plan=0.0, least_score=0.0
+    )
+    monkeypatch.setitem(parity.TOLERANCES, "float32", strict)  # type: ignore[arg-type]
+    create_engine(bundle, backend, cache=cache).close()
+    with Cuda() as cuda:
+        before, _ = cuda.free_memory()
+        with pytest.raises(EngineMismatchError):
+            configured_engine(bundle, EngineConfig(backend=backend, cache_directory=str(tmp_path)), print)
+        after, _ = cuda.free_memory()
+    assert before - after < 1 << 20
+
+
+def test_an_engine_that_is_loaded_beside_the_one_that_runs_disturbs_it_in_nothing(
+    bundle: Bundle, backend: str, cache: EngineCache, frames: list[Inputs]
+) -> None:
+    config = EngineConfig(backend=backend, cache_directory=str(cache.directory))
+    running = create_engine(bundle, backend, cache=cache)
+    alone = rollout(running, frames)
+    running.reset_state()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_engine, bundle, config, frames[-1])
+        meanwhile = [running.infer(inputs) for inputs in frames]
+        other = loading.result()
+    swapped = rollout(other, frames)
+    running.close()
+    after = rollout(other, frames)
+    other.close()
+    for got in (meanwhile, swapped, after):
+        for a, b in zip(got, alone, strict=True):
+            for name, value in b.items():
+                np.testing.assert_allclose(a[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_a_gpu_without_memory_left_is_an_error_that_says_so_and_gives_back_what_it_took(
+    bundle: Bundle, backend: str, cache: EngineCache, frames: list[Inputs]
+) -> None:
+    create_engine(bundle, backend, cache=cache).close()  # compiled, so that only loading is left to fail
+    with Cuda() as cuda:
+        size = 1 << 30
+        while size >= 1 << 20:  # whole chunks first, until not even a MiB is to be had
+            try:
+                cuda.allocate(size, "the test")
+            except EngineUnavailableError:
+                size //= 2
+        with pytest.raises(EngineUnavailableError, match="MiB"):
+            create_engine(bundle, backend, cache=cache)
+    engine = create_engine(bundle, backend, cache=cache)
+    assert all(np.isfinite(value).all() for value in engine.infer(frames[0]).values())
+    engine.close()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_an_int8_bundle_runs_and_is_as_near_to_torch_as_int8_may_be(
+    bundle: Bundle, backend: str, tmp_path: Path, precision: str
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed; quantizing needs it")
+    from e2e_perception.deploy.quantize import quantize_bundle
+    from e2e_perception.deploy.rollouts import generated_frames
+
+    made = [generated_frames(bundle.network, num_frames=4, seed=seed) for seed in range(2)]
+    quantize_bundle(bundle, tmp_path / "int8", calibration=made, rollouts=made[:1], source="generated")
+    config = EngineConfig(backend=backend, precision=precision, cache_directory=str(tmp_path / "engines"))
+    engine = configured_engine(load_bundle(tmp_path / "int8"), config, print)
+    assert engine.info.mismatch == ""
+    engine.close()
+
+
+def test_onnxruntime_runs_on_the_gpu_that_it_is_asked_for(bundle: Bundle, frames: list[Inputs]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA; `pip install onnxruntime-gpu` has")
+    expected = rollout(create_engine(bundle, "onnxruntime"), frames)
+    engine = create_engine(bundle, "onnxruntime", device="cuda")
+    assert engine.info.device == "cuda"
+    for a, b in zip(rollout(engine, frames), expected, strict=True):
+        assert np.abs(a["heatmap"] - b["heatmap"]).max() < HEAT_TOLERANCE["float32"]
+        assert np.abs(a["plan_sd"] - b["plan_sd"]).max() < PLAN_TOLERANCE_M["float32"]
+    engine.close()
