@@ -1,7 +1,7 @@
 """Run an experiment file: clips, trainings, bundles, evaluations, comparisons; resumable, without ROS.
 
     python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
-    python scripts/run_experiments.py nano --out runs/nano --networks docs/experiments/networks/nano
+    python scripts/run_experiments.py nano --out runs/nano --published docs/experiments/nano
 
 Every step is a command that leaves something behind; what is there already is not done again, unless it is
 older than what it is made from, and a training goes on where it stopped. OUT/steps/ says what made what: a
@@ -9,8 +9,10 @@ product of another command is refused. Steps that do not wait for each other run
 thread, one seed of all groups after the other. OUT/evaluations/ holds the figures of every network,
 OUT/controls/ the drives without one, OUT/comparisons/ the paired differences.
 
-`--publish DIR` writes the networks of all finished trainings to DIR, averaged weights and what made them;
-`--networks DIR` takes them from there, so that everything after the trainings can be repeated without them.
+`--publish DIR` writes what is finished to DIR: networks with the command behind them, and what was measured
+of them, scenario by scenario. `--published DIR` takes it from there in place of doing it: networks stand for
+their trainings, and what was measured of a network, if it is complete, for everything that leads to it. With
+`--only-networks` nothing measured is taken, so that everything after the trainings is done again.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_publishing import adopt, publish
+from experiment_steps import Step, left_to_do, work_off
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2e_perception.cli.console import log
@@ -102,28 +104,6 @@ class Experiment(_Frozen):
     controls: tuple[str, ...] = Field((), description="Policies without a network.")
     classical: str | None = Field(None, description="Run whose detections the classical pipeline gets.")
     comparisons: tuple[Comparison, ...] = ()
-
-
-@dataclass
-class Step:
-    """One thing to do.
-
-    Attributes:
-        name: For logs and dependencies.
-        kind: `clips`, `train`, `export`, `evaluate`, `drive` or `compare`, for `--only`.
-        makes: What is there afterwards.
-        run: Does it.
-        after: Names of steps that have to be done first.
-        recipe: What it does, in words that differ where the product would.
-    """
-
-    name: str
-    kind: str
-    makes: Path
-    run: Callable[[], None]
-    after: tuple[str, ...] = ()
-    recipe: str = ""
-    seconds: float = field(default=0.0)
 
 
 def load(path_or_name: str) -> Experiment:
@@ -305,159 +285,6 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     (evaluation / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def record_of(step: Step, out: Path) -> Path:
-    """Where it is written down what made the product of a step."""
-    return out / "steps" / f"{step.name.replace('/', '-')}.txt"
-
-
-def left_to_do(steps: Sequence[Step], out: Path) -> list[Step]:
-    """Steps without a product, or whose product is older than one that it is made from.
-
-    Raises:
-        ConfigError: If a product was made by another command.
-    """
-    by_name = {step.name: step for step in steps}
-    left: dict[str, Step] = {}
-    for step in steps:  # what comes after has its needs before it
-        if not step.makes.exists():
-            left[step.name] = step
-            continue
-        record = record_of(step, out)
-        if record.exists() and (made_by := record.read_text(encoding="utf-8")) != step.recipe:
-            raise ConfigError(
-                f"{step.name}: {step.makes} was made by another command; remove it, or use another --out\n"
-                f"  made by:  {made_by}\n  expected: {step.recipe}"
-            )
-        made = step.makes.stat().st_mtime
-        newer = [
-            name
-            for name in step.after
-            if name in left or (name in by_name and by_name[name].makes.stat().st_mtime > made)
-        ]
-        if newer and step.kind not in ("clips", "train"):
-            log(f"{step.name}: again, for {newer[0]} is newer")
-            left[step.name] = step
-    # Clips are for trainings; where all of those are done, nobody needs them.
-    wanted = {name for step in left.values() for name in step.after}
-    asked_for = {name for step in steps for name in step.after}
-    return [
-        step
-        for step in left.values()
-        if step.kind != "clips" or step.name in wanted or step.name not in asked_for
-    ]
-
-
-def published_path(step: Step, directory: Path) -> Path:
-    """Where the network of a training is published."""
-    return directory / f"{step.name.removeprefix('train/')}.safetensors"
-
-
-def publish(steps: Sequence[Step], out: Path, directory: Path) -> list[Path]:
-    """Write the networks of all finished trainings: averaged weights, facts, and the command behind them.
-
-    Returns:
-        The files.
-    Raises:
-        ConfigError: If a training was made by another command.
-    """
-    from e2e_perception.training.checkpoint import load_checkpoint, write_checkpoint
-
-    written = []
-    for step in steps:
-        record = record_of(step, out)
-        if step.kind != "train" or not step.makes.exists() or not record.exists():
-            continue
-        if record.read_text(encoding="utf-8") != step.recipe:
-            raise ConfigError(f"{step.name}: {step.makes} was made by another command; it is not published")
-        checkpoint = load_checkpoint(step.makes.parent)
-        average = {f"average/{name}": value for name, value in checkpoint.part("average").items()}
-        path = published_path(step, directory)
-        write_checkpoint(path, average, {**checkpoint.facts, "recipe": step.recipe})
-        written.append(path)
-    return written
-
-
-def adopt(steps: Sequence[Step], out: Path, directory: Path) -> list[str]:
-    """Take the networks of trainings that are not done here from where they are published.
-
-    Returns:
-        Names of the steps that are done thereby.
-    Raises:
-        ConfigError: If there is none, or one was made by another command than the experiment's.
-    """
-    from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
-
-    adopted = []
-    for step in steps:
-        path = published_path(step, directory)
-        if step.kind != "train" or step.makes.exists() or not path.is_file():
-            continue
-        network = load_checkpoint(path)
-        made_by = network.facts.get("recipe")
-        if made_by != step.recipe:
-            raise ConfigError(
-                f"{path} was made by another command than {step.name}; move it away to train anew\n"
-                f"  made by:  {made_by}\n  expected: {step.recipe}"
-            )
-        write_checkpoint(step.makes.parent / STATE, network.tensors, network.facts)
-        record_of(step, out).parent.mkdir(parents=True, exist_ok=True)
-        record_of(step, out).write_text(step.recipe, encoding="utf-8")
-        step.makes.touch()
-        adopted.append(step.name)
-    if not adopted and not any(step.kind == "train" and step.makes.exists() for step in steps):
-        raise ConfigError(
-            f"no network of this experiment in {directory}; expected files like joint-0.safetensors"
-        )
-    return adopted
-
-
-def work_off(steps: Sequence[Step], jobs: int, out: Path) -> list[str]:
-    """Do all steps, several side by side; one that fails does not stop those that do not need it.
-
-    Returns:
-        Names of the steps that failed or could not begin.
-    Raises:
-        ConfigError: If something is there that was made by another command.
-    """
-    waiting = left_to_do(steps, out)
-    done = {step.name for step in steps} - {step.name for step in waiting}
-    known = {step.name for step in steps}
-    (out / "steps").mkdir(parents=True, exist_ok=True)
-    failed: list[str] = []
-    running: dict[Future[None], Step] = {}
-
-    def timed(step: Step) -> None:
-        started = time.perf_counter()
-        step.run()
-        record_of(step, out).write_text(step.recipe, encoding="utf-8")
-        step.seconds = time.perf_counter() - started
-
-    with ThreadPoolExecutor(jobs) as pool:
-        while waiting or running:
-            for step in list(waiting):
-                needs = [name for name in step.after if name in known]
-                if any(name in failed for name in needs):
-                    waiting.remove(step)
-                    failed.append(step.name)
-                elif len(running) < jobs and all(name in done for name in needs):
-                    waiting.remove(step)
-                    log(f"{step.name} …")
-                    running[pool.submit(timed, step)] = step
-            if not running:
-                failed += [step.name for step in waiting]
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                step = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    done.add(step.name)
-                    log(f"{step.name}: done in {step.seconds / 60.0:.1f} min")
-                else:
-                    failed.append(step.name)
-                    log(f"{step.name}: {error}")
-    return failed
-
-
 def main() -> int:
     """Parse, work off, collect."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -466,8 +293,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="steps side by side")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="+", help="kinds of steps, or beginnings of their names")
-    parser.add_argument("--networks", type=Path, help="take trainings from where they are published")
-    parser.add_argument("--publish", type=Path, help="write the networks of finished trainings, and end")
+    parser.add_argument("--published", type=Path, help="take what is there from where it was published")
+    parser.add_argument("--only-networks", action="store_true", help="of --published, nothing measured")
+    parser.add_argument("--publish", type=Path, help="write what is finished, and end")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do")
     options = parser.parse_args()
     try:
@@ -477,9 +305,8 @@ def main() -> int:
             for path in publish(steps, options.out, options.publish):
                 print(path)
             return 0
-        if options.networks is not None:
-            for name in adopt(steps, options.out, options.networks):
-                log(f"{name}: taken from {options.networks}")
+        if options.published is not None:
+            steps = adopt(steps, options.out, options.published, measured=not options.only_networks)
         if options.only:
             steps = [s for s in steps if s.kind in options.only or s.name.startswith(tuple(options.only))]
         if options.dry_run:

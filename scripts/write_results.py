@@ -14,13 +14,13 @@ import argparse
 import dataclasses
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiment_facts import datasets_of, training_of
 
 from e2e_perception.cli.console import finite
 from e2e_perception.core.errors import E2EPerceptionError, InputError
@@ -105,11 +105,11 @@ def experiment_section(out: Path) -> dict[str, Any]:
     standings = stand([item for item in complete if item.facts.group in SIDES], mission)
     return {
         "mission": MISSION,
-        "datasets": {path.name: dataset(path) for path in sorted((out / "clips").iterdir())},
+        "datasets": datasets_of(out),
         "networks": {
             item.label: {
                 **item.facts.model_dump(exclude={"label"}),
-                "training": training_facts(out / "runs" / item.label),
+                "training": training_of(out, item.label),
                 "figures": item.figures(),
                 "pooled": dict(item.pooled),
             }
@@ -130,48 +130,6 @@ def _room(out: Path, name: str) -> Path:
     if not (out / name).is_dir():
         raise InputError(f"{out} has no {name}/; name a directory of scripts/run_experiments.py")
     return out / name
-
-
-def dataset(path: Path) -> dict[str, Any]:
-    """Digest and recipe of clips."""
-    from e2e_perception.data.clip_store import ClipStore
-
-    store = ClipStore(path)
-    recipe = json.loads((path / "simulation.json").read_text(encoding="utf-8"))
-    return {
-        "digest": store.digest,
-        "clips": len(store),
-        **{key: recipe[key] for key in ("clip_length", "stride_s", "disturbed") if key in recipe},
-    }
-
-
-def training_facts(run: Path) -> dict[str, Any]:
-    """Steps, seconds of the optimiser's loop, speed and data stalls of a run, and its last validation."""
-    from e2e_perception.training.checkpoint import load_checkpoint
-
-    size = load_checkpoint(run).facts["training"]["batch_clips"]
-    rows, validations = [], []
-    for line in (run / "losses.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        (validations if "figures" in row else rows).append(row)
-    return {
-        "steps": rows[-1]["step"],
-        "hours": sum(size / row["clips_per_s"] for row in rows) / 3600.0,
-        "clips_per_s": statistics.median(row["clips_per_s"] for row in rows),
-        "data_share": statistics.median(row["data_share"] for row in rows),
-        "rollbacks": sum(bool(row.get("event")) for row in rows),
-        "cosines": mean_cosines(rows),
-        "validation": validations[-1]["figures"] if validations else {},
-    }
-
-
-def mean_cosines(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean cosine between objectives' gradients, where it was measured."""
-    seen: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.get("cosines", {}).items():
-            seen.setdefault(name, []).append(value)
-    return {name: statistics.fmean(values) for name, values in seen.items()}
 
 
 def closed_loop(out: Path, suite: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -215,8 +173,8 @@ def ablation_section(out: Path) -> dict[str, Any]:
     for run in sorted(_room(out, "runs").iterdir()):
         if (run / "done").is_file():
             group, _, seed = run.name.rpartition("-")
-            found.setdefault(group, {})[seed] = training_facts(run)
-    return {"datasets": {p.name: dataset(p) for p in sorted((out / "clips").iterdir())}, "groups": found}
+            found.setdefault(group, {})[seed] = training_of(out, run.name)
+    return {"datasets": datasets_of(out), "groups": found}
 
 
 # ---------------------------------------------------------------- tables

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
+import json
 import os
 import sys
 import threading
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +18,16 @@ import torch
 from e2e_perception.core.errors import ConfigError
 from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_experiments.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_experiments", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_experiments"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
+    try:
+        return importlib.import_module("run_experiments")
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 def test_the_shipped_experiment_has_every_step_once_and_each_after_what_it_needs(
@@ -127,50 +129,141 @@ def test_what_a_command_wrote_is_moved_beside_the_rest(script: ModuleType, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["facts.json", "perception.json"]
 
 
-def training_steps(script: ModuleType, out: Path, recipe: str = "train --seed 0") -> list[object]:
+def training_steps(script: ModuleType, out: Path, recipe: str = "train --seed 0") -> list[Any]:
+    """A training, and two drives and an evaluation of what it makes."""
+
     def must_not_run() -> None:
-        raise AssertionError("trained although it was published")
+        raise AssertionError("done although it was published")
+
+    def measure(makes: Path) -> None:
+        makes.parent.mkdir(parents=True, exist_ok=True)
+        makes.write_text("measured here")
 
     clips = script.Step("clips/clean", "clips", out / "clips" / "index.parquet", must_not_run)
     train = script.Step(
         "train/joint-0", "train", out / "runs" / "joint-0" / "done", must_not_run, ("clips/clean",), recipe
     )
     bundle = out / "bundle"
-    export = script.Step("export/joint-0", "export", bundle, bundle.touch, ("train/joint-0",), "export")
-    return [clips, train, export]
+    steps = [clips, train]
+    steps.append(script.Step("export/joint-0", "export", bundle, bundle.touch, ("train/joint-0",), "export"))
+    room = out / "evaluations" / "joint-0"
+    for name, kind, makes in (
+        ("evaluate/joint-0", "evaluate", room / "perception.json"),
+        ("drive-test/joint-0", "drive", room / "drive-test" / "summary.json"),
+    ):
+        run = functools.partial(measure, makes)
+        steps.append(script.Step(name, kind, makes, run, ("export/joint-0",), name))
+    table = out / "comparison.json"
+    steps.append(
+        script.Step("compare/a-b", "compare", table, table.touch, ("drive-test/joint-0",), "compare")
+    )
+    return steps
 
 
+def train_by_hand(script: ModuleType, out: Path) -> None:
+    """What a training leaves, without one."""
+    weights = {"model/w": torch.zeros(3), "average/w": torch.ones(3), "optimizer/0/step": torch.zeros(1)}
+    run = out / "runs" / "joint-0"
+    facts = {"step": 7, "dataset_digests": ["ab"], "training": {"batch_clips": 8}}
+    write_checkpoint(run / STATE, weights, facts)
+    row = {"step": 7, "clips_per_s": 4.0, "data_share": 0.25, "event": "", "cosines": {}}
+    (run / "losses.jsonl").write_text(json.dumps(row) + "\n")
+    (run / "done").touch()
+    (out / "steps").mkdir()
+    (out / "steps" / "train-joint-0.txt").write_text("train --seed 0")
+
+
+@pytest.fixture
+def clips_known(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips need not be there to be described."""
+    publishing = sys.modules["experiment_publishing"]
+    monkeypatch.setattr(publishing, "datasets_of", lambda out: {"clean": {"digest": "ab", "clips": 3}})
+
+
+@pytest.mark.usefixtures("clips_known")
 def test_a_published_network_stands_for_its_training_and_the_clips_it_saw(
     script: ModuleType, tmp_path: Path
 ) -> None:
     here, there, published = tmp_path / "here", tmp_path / "there", tmp_path / "published"
-    weights = {"model/w": torch.zeros(3), "average/w": torch.ones(3), "optimizer/0/step": torch.zeros(1)}
-    steps = training_steps(script, here)
-    write_checkpoint(here / "runs" / "joint-0" / STATE, weights, {"step": 7, "dataset_digests": ["ab"]})
-    assert script.publish(steps, here, published) == [], "not done yet"
-    (here / "runs" / "joint-0" / "done").touch()
-    (here / "steps").mkdir()
-    script.record_of(steps[1], here).write_text("train --seed 0")
-    assert script.publish(steps, here, published) == [published / "joint-0.safetensors"]
+    assert script.publish(training_steps(script, here), here, published) == [], "nothing is done yet"
+    train_by_hand(script, here)
+    network = published / "joint-0.safetensors"
+    facts = [published / "runs" / "joint-0.json", published / "clips" / "clean.json"]
+    assert script.publish(training_steps(script, here), here, published) == [network, *facts]
 
-    steps = training_steps(script, there)
-    assert script.adopt(steps, there, published) == ["train/joint-0"]
-    assert script.adopt(steps, there, published) == []
-    network = load_checkpoint(there / "runs" / "joint-0")
-    assert list(network.tensors) == ["average/w"] and network.step == 7
-    assert [step.name for step in script.left_to_do(steps, there)] == ["export/joint-0"]
+    steps = script.adopt(training_steps(script, there), there, published)
+    assert [step.name for step in steps] == [step.name for step in training_steps(script, there)]
+    taken = load_checkpoint(there / "runs" / "joint-0")
+    assert list(taken.tensors) == ["average/w"] and taken.step == 7
+    assert json.loads((there / "published" / "runs" / "joint-0.json").read_text())["steps"] == 7
+    assert script.left_to_do(steps, there)[0].name == "export/joint-0"
     assert script.work_off(steps, 1, there) == []
     assert script.left_to_do(training_steps(script, there)[:1], there), "clips that are asked for are made"
 
 
-def test_networks_of_another_command_or_none_at_all_are_refused(script: ModuleType, tmp_path: Path) -> None:
-    published = tmp_path / "published"
-    with pytest.raises(ConfigError, match="no network of this experiment"):
-        script.adopt(training_steps(script, tmp_path), tmp_path, published)
+@pytest.mark.usefixtures("clips_known")
+def test_what_was_measured_elsewhere_stands_for_everything_that_leads_to_it(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    here, there, published = tmp_path / "here", tmp_path / "there", tmp_path / "published"
+    train_by_hand(script, here)
+    assert script.work_off(training_steps(script, here)[1:4], 1, here) == []
+    (here / "evaluations" / "joint-0" / "perception.parquet").write_text("rows")
+    (here / "evaluations" / "joint-0" / "report.html").write_text("page")
+    script.publish(training_steps(script, here), here, published)
+    left = script.adopt(training_steps(script, there), there, published)
+    assert "evaluate/joint-0" in {step.name for step in left}, "half of what is measured is none"
+    assert not (there / "evaluations").exists()
+
+    assert script.work_off(training_steps(script, here)[1:], 1, here) == []
+    (here / "evaluations" / "joint-0" / "drive-test" / "index.html").write_text("page")
+    script.publish(training_steps(script, here), here, published)
+    for _ in range(2):
+        left = script.adopt(training_steps(script, there), there, published)
+        assert [step.name for step in left] == ["compare/a-b"]
+    got = sorted(str(path.relative_to(there)) for path in (there / "evaluations").rglob("*.*"))
+    assert got == [
+        f"evaluations/joint-0/{name}"
+        for name in ("drive-test/summary.json", "perception.json", "perception.parquet")
+    ]
+    left = script.adopt(training_steps(script, there), there, published, measured=False)
+    assert "drive-test/joint-0" in {step.name for step in left}
+
+    script.publish(training_steps(script, there), there, tmp_path / "again")
+    for path in (published / "evaluations").rglob("*.*"):
+        assert (tmp_path / "again" / path.relative_to(published)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.usefixtures("clips_known")
+def test_what_was_measured_here_is_not_replaced(script: ModuleType, tmp_path: Path) -> None:
+    here, published = tmp_path / "here", tmp_path / "published"
+    train_by_hand(script, here)
+    assert script.work_off(training_steps(script, here)[1:], 1, here) == []
+    script.publish(training_steps(script, here), here, published)
+    summary = here / "evaluations" / "joint-0" / "drive-test" / "summary.json"
+    summary.write_text("measured again")
+    script.adopt(training_steps(script, here), here, published)
+    assert summary.read_text() == "measured again"
+
+
+@pytest.mark.usefixtures("clips_known")
+def test_what_another_command_made_or_nothing_at_all_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    here, there, published = tmp_path / "here", tmp_path / "there", tmp_path / "published"
+    with pytest.raises(ConfigError, match="nothing of an experiment in"):
+        script.adopt(training_steps(script, there), there, published)
     write_checkpoint(published / "joint-0.safetensors", {"average/w": torch.ones(3)}, {"recipe": "other"})
     with pytest.raises(ConfigError, match=r"another command[^$]*other[^$]*train --seed 0"):
-        script.adopt(training_steps(script, tmp_path), tmp_path, published)
-    assert not (tmp_path / "runs").exists()
+        script.adopt(training_steps(script, there), there, published)
+    assert not there.exists()
+    train_by_hand(script, here)
+    assert script.work_off(training_steps(script, here)[1:], 1, here) == []
+    script.publish(training_steps(script, here), here, published)
+    commands = published / "commands.json"
+    commands.write_text(
+        json.dumps({**json.loads(commands.read_text()), "drive-test/joint-0": "drive --fast"})
+    )
+    with pytest.raises(ConfigError, match=r"another command[^$]*drive --fast[^$]*drive-test/joint-0"):
+        script.adopt(training_steps(script, there), there, published)
 
 
 def test_an_unknown_key_of_an_experiment_is_refused(script: ModuleType, tmp_path: Path) -> None:

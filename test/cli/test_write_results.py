@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -16,17 +16,16 @@ from e2e_perception.core.errors import InputError
 from e2e_perception.evaluation.outcomes import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "write_results.py"
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_results", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["write_results"] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
+    try:
+        return importlib.import_module("write_results")
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 def run(score: float, speed: float = 10.0) -> dict[str, object]:
