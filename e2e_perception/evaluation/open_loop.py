@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from e2e_perception.core.frames import wrap_angle
+
 MATCH_DISTANCE = 2.0  # [m] between centres, as in the nuScenes detection task (Caesar et al. 2020)
 SCORE_THRESHOLD = 0.3
 MAX_REGRET = 10.0  # of the expert's prices; a proposal that collides costs up to 200
@@ -80,6 +82,8 @@ class OpenLoopMetrics:
         for q in np.flatnonzero(strong & (matches >= 0)):
             truth = label_boxes_L10[matches[q]]
             self._add("position_error_m", float(np.linalg.norm(boxes_Q10[q, :2] - truth[:2])))
+            turned = np.arctan2(*boxes_Q10[q, 6:8]) - np.arctan2(*truth[6:8])
+            self._add("heading_error_rad", abs(float(wrap_angle(turned))))
             self._add("velocity_error_mps", float(np.linalg.norm(boxes_Q10[q, 8:10] - truth[8:10])))
             self._add("class_accuracy", float(scores_QK[q].argmax() == label_classes_L[matches[q]]))
         hits = float((strong & (matches >= 0)).sum())

@@ -122,7 +122,9 @@ def _box_losses(outputs: dict[str, Tensor], truth: Tensor, weight: Tensor) -> di
     error = outputs["query_boxes"] - truth
     log_var = outputs["query_log_var"]
     moving = torch.cat([error[..., 0:2], error[..., 8:10]], -1)
-    shape = error[..., :8]
+    # The heading before it gets its length, as CenterPoint regresses it (Yin et al. 2021): a unit vector that
+    # points the wrong way is moved by no gradient, and would point there for ever.
+    shape = torch.cat([error[..., :6], outputs["query_headings"] - truth[..., 6:8]], -1)
     robust = F.smooth_l1_loss(shape, torch.zeros_like(shape), beta=0.2, reduction="none")
     return {
         "box": _mean(robust.mean(-1), weight),

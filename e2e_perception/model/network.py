@@ -156,7 +156,7 @@ class BoxHead(nn.Module):
         velocity_BQ2: Tensor,
         innovation_BQ2: Tensor,
         sightings_BQ1: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes from tokens.
 
         Args:
@@ -168,14 +168,15 @@ class BoxHead(nn.Module):
             innovation_BQ2: Where the object is against where it was expected [m], times `known_BQ1`.
             sightings_BQ1: In how many frames the object has been seen, this one included.
         Returns:
-            Boxes (B, Q, 10) with columns `BOX_FIELDS` and log-variances (B, Q, 4), `BOX_STD_FIELDS`.
+            Boxes (B, Q, 10) with columns `BOX_FIELDS`, log-variances (B, Q, 4), `BOX_STD_FIELDS`, and headings
+            (B, Q, 2) as they are before they get their length: sine, cosine.
         """
         raw = self.mlp(token_BQD)
         z = 0.8 + raw[..., 0:1]
         log_size = self.log_size_3 + raw[..., 1:4].clamp(-3.0, 3.0)
-        heading = raw[..., 4:6]
+        free_heading = raw[..., 4:6]
         # Where nothing is known of it, a heading is short rather than a direction made of rounding.
-        heading = heading / (heading.square().sum(-1, keepdim=True) + 1e-2).sqrt()
+        heading = free_heading / (free_heading.square().sum(-1, keepdim=True) + 1e-2).sqrt()
 
         # What this frame alone says. A wrong velocity is no reason to turn the box: no gradient that way.
         box = (points_BQ2.detach(), heading.flip(-1).detach(), log_size.detach())
@@ -192,7 +193,7 @@ class BoxHead(nn.Module):
         keep = (raw[..., 14:16] + 2.0 * (log_instant_std - log_filter_std)).sigmoid()
         velocity = keep * filtered + (1.0 - known_BQ1 * keep) * instant
         log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
-        return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var
+        return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var, free_heading
 
 
 class Associator(nn.Module):
@@ -374,8 +375,8 @@ class JointNetwork(nn.Module):
             inputs: The contract's remaining inputs, batch first.
             boost_BYX: See `DetectionHead`; None outside training.
         Returns:
-            The contract's outputs, plus logits that the losses need (`heat_logits`, `query_logits`,
-            `query_centres`, `mode_logits`, `map_logits`, `plan_logits`).
+            The contract's outputs, plus what the losses need: logits (`heat_logits`, `query_logits`,
+            `mode_logits`, `map_logits`, `plan_logits`), `query_centres`, and `query_headings`, of any length.
         """
         cut = self._cut
 
@@ -393,7 +394,7 @@ class JointNetwork(nn.Module):
         query, track, affinity, remembered_motion = self.associator(
             query, points, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
         )
-        query_boxes, query_log_var = self.boxes(query, points, doppler_B3YX, *remembered_motion)
+        query_boxes, query_log_var, headings = self.boxes(query, points, doppler_B3YX, *remembered_motion)
 
         # 4. Motion: detections and remembered, now unseen tracks alike have futures.
         track_boxes = torch.where(
@@ -438,6 +439,7 @@ class JointNetwork(nn.Module):
             "bev_maps": torch.cat([maps[:, :3].sigmoid(), 10.0 * maps[:, 3:]], 1),
             "bev_memory_next": memory_next,
             "query_centres": centres,
+            "query_headings": headings,
             "heat_logits": heat,
             "query_logits": query_logits,
             "mode_logits": mode_logits,

@@ -50,6 +50,7 @@ PER_OBJECT = ("boxes", "class_ids", "ids", "weights", "present", "futures", "fut
 FOR_LOSSES = (
     "heat_logits",
     "query_boxes",
+    "query_headings",
     "query_log_var",
     "affinity",
     "object_futures",

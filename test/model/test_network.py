@@ -195,6 +195,18 @@ def test_interfaces_change_gradients_and_nothing_else(change: dict[str, object])
         assert torch.equal(a[name], b[name]), name
 
 
+def test_a_heading_that_points_the_wrong_way_is_pulled_round() -> None:
+    """The gradient of a unit vector that is turned by pi has no component that would turn or shorten it."""
+    model, batch = JointNetwork(SMALL), clip_batch(num_frames=1)
+    with torch.no_grad():
+        model.boxes.mlp[-1].weight[4:6] = 0.0
+        model.boxes.mlp[-1].bias[4:6] = torch.tensor([0.0, -1.6])  # all look backwards
+    assert bool((batch["boxes"][..., 7] > 0.9)[batch["present"]].all()), "everybody drives ahead"
+    loss = rollout(model, batch, boost=1.0).losses["box"]
+    (gradient,) = torch.autograd.grad(loss, model.boxes.mlp[-1].bias)
+    assert float(gradient[5]) < -0.05  # of 1/8, one of the eight columns of a box
+
+
 def test_half_precision_leaves_geometry_its_digits() -> None:
     """A pixel in bfloat16 is half a pixel off, and 64 m along the route half a metre."""
     model = JointNetwork(SMALL).eval()
