@@ -27,8 +27,14 @@ from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.provenance import git_commit
 from e2e_perception.evaluation.comparison import compare
 from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
-from e2e_perception.evaluation.missions import load_mission
-from e2e_perception.evaluation.outcome_tables import bootstrap_interval, read_outcomes, summarize
+from e2e_perception.evaluation.missions import Mission, load_mission
+from e2e_perception.evaluation.outcome_tables import (
+    MEANS,
+    RATES,
+    bootstrap_interval,
+    read_outcomes,
+    summarize,
+)
 from e2e_perception.evaluation.outcomes import Outcome
 from e2e_perception.evaluation.standings import stand
 
@@ -52,7 +58,7 @@ COMPARED = {
     "drive-critical-rain/success": "success, `critical` in rain",
     "drive-critical-lidar-beam-loss/success": "success, `critical`, a quarter of the beams",
     "drive-critical-cameras-only/success": "success, `critical`, cameras alone",
-    "detection/map": "mAP",
+    "detection/map": "mAP, mean over scenarios",
     "detection/ave_mps": "velocity error of detections [m/s]",
     "tracking/hota": "HOTA",
     "tracking/idf1": "IDF1",
@@ -80,19 +86,19 @@ SCORES = ("recognition", "tracking", "prediction", "planning", "mean")
 # ---------------------------------------------------------------- gather
 
 
-def with_slices(item: Evaluation) -> Evaluation:
-    """The evaluation with two more tables: both suites together, and where somebody is hidden at first."""
+def of_slices(item: Evaluation) -> Evaluation:
+    """The evaluation's drives in other tables: both suites as one, and where somebody is hidden at first."""
     both = [o for suite in ("drive-test", "drive-critical") for o in item.drives.get(suite, ())]
     hidden = [o for o in both if o.family.endswith(HIDDEN)]
     drives = {"drive-all": tuple(both), "drive-hidden": tuple(hidden)}
     tables = {name: outcome_table(name, part) for name, part in drives.items()}
-    return dataclasses.replace(item, tables={**item.tables, **tables}, drives={**item.drives, **drives})
+    return dataclasses.replace(item, tables=tables, drives=drives, conditions={})
 
 
 def experiment_section(out: Path) -> dict[str, Any]:
     """Networks, comparison, fronts and drives of a directory of `run_experiments.py`."""
     labels = sorted(path.name for path in _room(out, "evaluations").iterdir())
-    evaluations = [with_slices(item) for item in read_evaluations([out / "evaluations" / x for x in labels])]
+    evaluations = read_evaluations([out / "evaluations" / x for x in labels])
     complete = [item for item in evaluations if not item.missing]
     mission = load_mission(MISSION)
     sides = [[item for item in complete if item.facts.group == side] for side in SIDES]
@@ -115,9 +121,23 @@ def experiment_section(out: Path) -> dict[str, Any]:
             }
             for item in complete
         },
-        "comparison": compare(sides[0], sides[1], mission).document(),
+        "comparison": compared(sides[0], sides[1], mission),
         "pareto": standings.document(),
         "closed_loop": {suite: closed_loop(out, suite, complete) for suite in ("test", "critical")},
+    }
+
+
+def compared(a: Sequence[Evaluation], b: Sequence[Evaluation], mission: Mission) -> dict[str, Any]:
+    """What `e2e-perception compare` says, and after it the slices.
+
+    They are compared for themselves: a table more would have the others' scenarios drawn in other strata.
+    """
+    whole = compare(a, b, mission).document()
+    slices = compare([of_slices(item) for item in a], [of_slices(item) for item in b]).document()
+    return {
+        **whole,
+        "scenarios": {**whole["scenarios"], **slices["scenarios"]},
+        "differences": [*whole["differences"], *slices["differences"]],
     }
 
 
@@ -154,14 +174,17 @@ def rates(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of a table row; intervals are over scenarios, for these networks."""
     figures = summarize(outcomes)
     names = ("success_rate", "at_fault_collision_rate", "off_road_rate", "progress_mean", "comfort_share")
-    kept = {name: figures[name] for name in ("episodes", *names)}
-    kept |= {f"{name}_ci95": figures[f"{name}_ci95"] for name in names}
+    fields = {name: {**RATES, **MEANS}[name] for name in names}
+    kept = {name: figures[name] for name in ("episodes", *fields)}
+    kept |= {f"{name}_ci95": figures[f"{name}_ci95"] for name in fields}
     if len(figures["policies"]) > 1:
         # The same scenarios several times are not that many scenarios.
-        for name, field in (("success_rate", "success"), ("at_fault_collision_rate", "at_fault_collision")):
+        for name, field in fields.items():
             by_scenario: dict[str, list[float]] = {}
             for item in outcomes:
-                by_scenario.setdefault(item.scenario, []).append(float(getattr(item, field)))
+                value = getattr(item, field)
+                if value is not None:
+                    by_scenario.setdefault(item.scenario, []).append(float(value))
             means = np.array([np.mean(values) for values in by_scenario.values()])
             kept[f"{name}_ci95"] = list(bootstrap_interval(means))
     return kept
@@ -226,13 +249,15 @@ def seeds_table(results: Mapping[str, Any]) -> str:
                 standing["label"],
                 "–" if composite is None else f"{composite:.3f}",
                 *(f"{standing['composite']['objectives'][name]:.3f}" for name in SCORES[:4]),
+                f"{network['pooled']['detection/map']:.3f}",
                 f"{figures['drive-test/success']:.3f}",
                 f"{figures['drive-critical/success']:.3f}",
                 f"{network['latency_ms']:.1f}",
                 "front" if standing["rank"] == 0 else f"by {standing['dominated_by']}",
             ]
         )
-    head = ("training", "composite", *SCORES[:4], "`test`", "`critical`", "latency [ms]", "dominated")
+    head = ("training", "composite", *SCORES[:4], "mAP, pooled")
+    head += ("`test`", "`critical`", "latency [ms]", "dominated")
     return table(head, rows)
 
 

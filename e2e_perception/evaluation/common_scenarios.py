@@ -40,7 +40,7 @@ def common_scenarios(evaluations: Sequence[Evaluation]) -> CommonScenarios:
     """Find what all have; tables that share a scenario share its place, so that one draw holds for both.
 
     Raises:
-        InputError: If nothing is common.
+        InputError: If nothing is common, or a table was measured on other suites or with other sensor faults.
     """
     left_out: list[str] = []
     chosen: dict[str, tuple[list[str], list[str]]] = {}
@@ -49,6 +49,7 @@ def common_scenarios(evaluations: Sequence[Evaluation]) -> CommonScenarios:
         if without:
             left_out.append(f"{table}: missing from {', '.join(without)}")
             continue
+        _check_conditions(table, evaluations)
         tables = [item.tables[table] for item in evaluations]
         figures, odd_figures = _shared([one.figures_F for one in tables])
         scenarios, odd_scenarios = _shared([one.scenarios_N for one in tables])
@@ -87,6 +88,19 @@ def common_scenarios(evaluations: Sequence[Evaluation]) -> CommonScenarios:
         scenarios={table: len(scenarios) for table, (_, scenarios) in chosen.items()},
         left_out=tuple(left_out),
     )
+
+
+def _check_conditions(table: str, evaluations: Sequence[Evaluation]) -> None:
+    """Scenarios of the same name are the same only in the same suite, under the same conditions."""
+    known = [(item.label, item.conditions[table]) for item in evaluations if item.conditions.get(table)]
+    for label, conditions in known[1:]:
+        first_label, first = known[0]
+        for key in first.keys() & conditions.keys():
+            if first[key] != conditions[key]:
+                raise InputError(
+                    f"comparison: {table} of {label} has {key} {conditions[key]!r}, of {first_label} "
+                    f"{first[key]!r}; expected the same: measure one of them again"
+                )
 
 
 def _shared(lists: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:

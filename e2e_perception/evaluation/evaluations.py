@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ FACTS = "facts.json"
 PERCEPTION = "perception.json"
 PERCEPTION_ROWS = "perception.parquet"
 DRIVE = "drive-"
+# Of a table, from its summary: figures of different ones are about different things.
+CONDITIONS = ("suite", "suite_digest", "degradation", "strength")
 SCENARIO = "scenario"  # column
 
 
@@ -93,6 +95,7 @@ class Evaluation:
         pooled: Figures of `perception.json`.
         curves: Of `perception.json`.
         missing: Parts that are not there.
+        conditions: By table, what its scenarios were met under, as far as known: `CONDITIONS`.
     """
 
     path: Path
@@ -102,6 +105,7 @@ class Evaluation:
     pooled: Mapping[str, float]
     curves: Mapping[str, Any]
     missing: tuple[str, ...]
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -135,7 +139,9 @@ def read_evaluation(path_dir: str | Path) -> Evaluation:
         tables["perception"] = _read_rows(path / PERCEPTION_ROWS)
     else:
         missing.append(PERCEPTION_ROWS)
-    drives = {directory.name: read_outcomes(directory)[0] for directory in sorted(path.glob(f"{DRIVE}*/"))}
+    read = {directory.name: read_outcomes(directory) for directory in sorted(path.glob(f"{DRIVE}*/"))}
+    drives = {name: outcomes for name, (outcomes, _) in read.items()}
+    summaries = {name: summary for name, (_, summary) in read.items()} | {"perception": document}
     tables |= {name: outcome_table(name, outcomes) for name, outcomes in drives.items()}
     if not drives:
         missing.append(f"{DRIVE}SUITE/")
@@ -150,7 +156,10 @@ def read_evaluation(path_dir: str | Path) -> Evaluation:
         if isinstance(value, (int, float)) and math.isfinite(value)
     }
     curves = _mapping(document, "curves", path)
-    return Evaluation(path, facts, tables, drives, pooled, curves, tuple(missing))
+    conditions = {
+        name: {key: summaries[name][key] for key in CONDITIONS if key in summaries[name]} for name in tables
+    }
+    return Evaluation(path, facts, tables, drives, pooled, curves, tuple(missing), conditions)
 
 
 def read_evaluations(paths: Iterable[str | Path]) -> tuple[Evaluation, ...]:

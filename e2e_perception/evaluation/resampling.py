@@ -17,6 +17,9 @@ beyond their extremes, so they hold for three quarters of such experiments, not 
 freedom of t come from the two levels' shares of the variance (Satterthwaite 1946): two for three trainings
 if trainings differ by more than scenarios do, many if it is the other way round.
 
+A measure that rests on fewer than `MIN_SCENARIOS` has no interval: what few scenarios happen to agree on
+would look certain.
+
 **Sign flips**: if the two groups do not differ, swapping them in a scenario (in all pairs at once) changes
 nothing, and no more does swapping a training with its partner. `scenario_p` and `seed_p` are the shares of
 swaps that differ by at least as much as what was measured (the former with the + 1 of
@@ -40,6 +43,7 @@ Array = NDArray[np.float64]
 Measure = Callable[[Array], Array]
 
 UPPER = 0.975  # quantile at the upper end of a 95 % interval
+MIN_SCENARIOS = 5
 MAX_EXACT_SEEDS = 12  # 4096 swaps
 _EPSILON = 1e-12  # swaps that differ as much but for rounding count
 
@@ -74,7 +78,8 @@ class Estimate:
 
     Attributes:
         mean_a_K, mean_b_K, difference_K: NaN where no scenario has a value.
-        low_K, high_K: 95 % interval of the difference: about how they were trained.
+        low_K, high_K: 95 % interval of the difference: about how they were trained; NaN of fewer than
+            `MIN_SCENARIOS`.
         networks_low_K, networks_high_K: The same with the networks as they are, only scenarios drawn anew.
         scenario_p_K: Share of sign flips over scenarios: about these networks.
         seed_p_K: The same over trainings: about how they were trained. None unless paired by seed, with at
@@ -142,6 +147,7 @@ def estimate(
     scenarios_RK = measure(scenario_a_RF) - measure(scenario_b_RF)
     half_K = _quantile(values.num_seeds, scenarios_K, seeds_RK, scenarios_RK) * _deviation(both_RK)
     networks_half_K = student.ppf(UPPER, np.maximum(scenarios_K - 1, 1)) * _deviation(scenarios_RK)
+    half_K[scenarios_K < MIN_SCENARIOS] = networks_half_K[scenarios_K < MIN_SCENARIOS] = np.nan
 
     flips_RK = _flip_scenarios(values, measure, resamples, rng)
     as_far_K = np.abs(difference_K) - _EPSILON

@@ -168,8 +168,8 @@ class BoxHead(nn.Module):
             innovation_BQ2: Where the object is against where it was expected [m], times `known_BQ1`.
             sightings_BQ1: In how many frames the object has been seen, this one included.
         Returns:
-            Boxes (B, Q, 10) with columns `BOX_FIELDS`, log-variances (B, Q, 4), `BOX_STD_FIELDS`, and headings
-            (B, Q, 2) as they are before they get their length: sine, cosine.
+            Boxes (B, Q, 10) with columns `BOX_FIELDS`; log-variances (B, Q, 4), `BOX_STD_FIELDS`; headings
+            (B, Q, 2), sine and cosine, as they are before they get their length.
         """
         raw = self.mlp(token_BQD)
         z = 0.8 + raw[..., 0:1]

@@ -11,8 +11,12 @@ from types import ModuleType
 
 import pytest
 from episode_records import bare_record
+from evaluation_dirs import write_evaluation
 
 from e2e_perception.core.errors import InputError
+from e2e_perception.evaluation.comparison import compare
+from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
+from e2e_perception.evaluation.missions import load_mission
 from e2e_perception.evaluation.outcomes import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +70,31 @@ def test_three_trainings_on_the_same_scenarios_are_not_three_times_as_many(scrip
     assert thrice["episodes"] == 120 and thrice["success_rate"] == alone["success_rate"] == 0.5
     width = [high - low for low, high in (alone["success_rate_ci95"], thrice["success_rate_ci95"])]
     assert width[1] == pytest.approx(width[0], rel=0.1)
+    for name in ("off_road_rate", "progress_mean", "at_fault_collision_rate"):
+        assert thrice[f"{name}_ci95"] == pytest.approx(alone[f"{name}_ci95"], abs=0.1)
+
+
+def apart(item: Evaluation) -> Evaluation:
+    """The evaluation with scenarios of `critical` that are none of `test`'s."""
+    drives = dict(item.drives)
+    drives["drive-critical"] = tuple(replace(o, scenario=f"c/{o.scenario}") for o in drives["drive-critical"])
+    tables = {**item.tables, "drive-critical": outcome_table("drive-critical", drives["drive-critical"])}
+    return replace(item, drives=drives, tables=tables)
+
+
+def test_the_figures_that_decide_are_those_of_the_command_and_slices_come_after_them(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    sides = []
+    for number, group in enumerate(script.SIDES):
+        labels = [f"{group}-{seed}" for seed in range(3)]
+        for seed, label in enumerate(labels):
+            write_evaluation(tmp_path / label, seed=seed, group=group, draw=10 * number + seed)
+        sides.append([apart(item) for item in read_evaluations([tmp_path / label for label in labels])])
+    mission = load_mission(script.MISSION)
+    found = script.compared(*sides, mission)["differences"]
+    plain = compare(*sides, mission).document()["differences"]
+    assert json.dumps(found[: len(plain)]) == json.dumps(plain)
+    slices = [item["name"] for item in found[len(plain) :]]
+    assert {"drive-all/success", "drive-hidden/success"} <= set(slices)
+    assert all(name.startswith(("drive-all/", "drive-hidden/")) for name in slices)

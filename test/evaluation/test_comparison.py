@@ -158,6 +158,27 @@ def test_figures_and_tables_that_not_all_have_are_left_out_and_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "mine", "yours"),
+    [
+        ("suite_digest", "ab", "cd"),
+        ("degradation", None, "rain"),
+        ("strength", 0.5, 1.0),
+        ("suite", "a", "b"),
+    ],
+)
+def test_scenarios_met_under_other_conditions_are_not_paired(tmp_path, key, mine, yours):
+    a, b = groups(tmp_path)
+    (table,) = a[0].tables
+    a = [replace(item, conditions={table: {key: mine}}) for item in a]
+    assert compare(a, b).scenarios, "what is not known of b is no reason"
+    b = [replace(item, conditions={table: {key: yours}}) for item in b]
+    with pytest.raises(
+        InputError, match=rf"{table} of detached-0 has {key} {yours!r}, of joint-0 {mine!r}; expected"
+    ):
+        compare(a, b)
+
+
 def test_nothing_in_common_is_an_error_that_says_why(tmp_path):
     a = [evaluation(tmp_path, "a", [[1.0, 1.0]])]
     b = [evaluation(tmp_path, "b", [[1.0, 1.0]], table="drive-test")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from e2e_perception.evaluation.resampling import estimate, pair_up
+from e2e_perception.evaluation.resampling import MIN_SCENARIOS, estimate, pair_up
 
 REPETITIONS = 300
 # 95 % of 300, four standard errors either way: a correct interval fails once in 15,000.
@@ -123,8 +123,17 @@ def test_a_figure_without_a_common_scenario_has_no_value_and_no_p():
     a, b = np.array([[1.0, 1.0], [np.nan, 2.0]]), np.array([[np.nan, 1.0], [1.0, 1.0]])
     found = compared([[a, a], [b, b]])
     assert found.seed_p_K is not None
-    for values in (found.difference_K, found.low_K, found.high_K, found.scenario_p_K, found.seed_p_K):
+    for values in (found.difference_K, found.scenario_p_K, found.seed_p_K):
         assert np.isnan(values).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("num", "known"), [(1, False), (MIN_SCENARIOS - 1, False), (MIN_SCENARIOS, True)])
+def test_what_few_scenarios_agree_on_is_not_certain(num: int, known: bool):
+    a = np.ones((num, 1))
+    found = compared([[a, a], [a - 1.0, a - 1.0]])
+    assert found.difference_K.tolist() == [1.0]
+    for ends in (found.low_K, found.high_K, found.networks_low_K, found.networks_high_K):
+        assert np.isfinite(ends).tolist() == [known]
 
 
 def test_a_score_is_that_of_resampled_figures_and_not_a_mean_of_scores():
@@ -145,11 +154,12 @@ def test_equal_generators_give_equal_results_and_others_do_not():
 
 
 def test_strata_keep_their_sizes():
-    """A table of two scenarios beside one of many: drawn together, it would often be empty."""
-    a = np.full((42, 2), np.nan)
-    a[:40, 0], a[40:, 1] = 1.0, [2.0, 3.0]
-    strata = np.repeat([0, 1], [40, 2])
+    """A table of few scenarios beside one of many: drawn together, it would now and then be empty."""
+    few = MIN_SCENARIOS
+    a = np.full((40 + few, 2), np.nan)
+    a[:40, 0], a[40:, 1] = 1.0, np.arange(few)
+    strata = np.repeat([0, 1], [40, few])
     values = pair_up([a], [a - 1.0], strata, by_seed=True)
-    found = estimate(values, same, np.array([40, 2]), resamples=500, rng=np.random.default_rng(0))
+    found = estimate(values, same, np.array([40, few]), resamples=500, rng=np.random.default_rng(0))
     assert found.difference_K.tolist() == [1.0, 1.0]
     assert found.low_K == pytest.approx([1.0, 1.0])
