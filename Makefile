@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-fast lint format bench bundle wheel-check clean distclean
+.PHONY: help setup venv demo test test-fast lint format bench bundle results wheel-check clean distclean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUT ?= demo_out
@@ -12,7 +12,8 @@ RIG ?=
 JOBS ?= 2
 PYTEST_ARGS ?=
 RUN ?= runs/tiny
-BUNDLE ?= resource/bundles/tiny
+BUNDLE ?= $(RUN)/bundle
+RUNS ?= runs
 PYTEST_PARALLEL := pytest -q -n $(JOBS) --dist worksteal -o timeout_method=thread
 ROS_TESTS := $(wildcard test/nodes test/launch)
 
@@ -62,12 +63,24 @@ bench: setup ## every benchmarks/bench_*.py
 	@$(IN_WORKSPACE) status=0; for file in benchmarks/bench_*.py; do \
 	  echo "== $$file"; python "$$file" || status=$$?; done; exit $$status
 
-bundle: setup ## simulate, train and export a bundle like the shipped one (two cores: an hour and a half); resumable
-	@$(IN_WORKSPACE) set -e; \
-	python -m e2e_perception.cli simulate --format clips --out $(RUN)/clips --suite train --part 1/4 \
-	  --clip-length 10 --stride 1.5; \
-	python -m e2e_perception.cli train --data $(RUN)/clips --out $(RUN)/run --config tiny --tracking none; \
-	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clips --out $(BUNDLE)
+bundle: setup ## simulate what the shipped bundle saw, train a `tiny` from nothing, export it to BUNDLE; resumable
+	@$(IN_WORKSPACE) set -e; clips="python -m e2e_perception.cli simulate --format clips --suite train \
+	  --clip-length 10 --stride 1.5"; \
+	$$clips --out $(RUN)/clean --part 1/4; \
+	$$clips --out $(RUN)/disturbed --part 2/8 --disturb; \
+	$$clips --out $(RUN)/obstacles --family debris; \
+	python -m e2e_perception.cli train --data $(RUN)/clean --data $(RUN)/disturbed --data $(RUN)/obstacles \
+	  --out $(RUN)/run --config tiny --tracking none; \
+	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
+
+results: setup ## every table of docs/results.md that comes from experiments, anew (two cores: a day); resumable
+	@$(IN_WORKSPACE) set -e; run="python scripts/run_experiments.py"; \
+	$$run learning-rate --out $(RUNS)/rate --only clips train; \
+	$$run nano --out $(RUNS)/nano; \
+	$$run ablations --out $(RUNS)/ablations --only clips train; \
+	python scripts/measure_robustness.py --bundle tiny --out $(RUNS)/robustness; \
+	python scripts/write_results.py --experiment $(RUNS)/nano --rates $(RUNS)/rate --ablations $(RUNS)/ablations \
+	  --robustness $(RUNS)/robustness/robustness.json
 
 wheel-check: venv ## `pip install .` without ROS, into a throw-away environment
 	@.venv/bin/python scripts/check_wheel.py
