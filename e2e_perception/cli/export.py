@@ -65,10 +65,17 @@ def export(
     from e2e_perception.deploy.bundle import load_bundle
     from e2e_perception.deploy.export import export_bundle
     from e2e_perception.training.checkpoint import BEST, load_checkpoint, model_from_checkpoint
+    from e2e_perception.training.run_log import below_floor
 
     trained_rig = find_rig(rig)
     checkpoint = load_checkpoint(run / BEST if best else run)
     model = model_from_checkpoint(checkpoint)
+    fallen = [] if best else below_floor(run)
+    if fallen:
+        log(
+            f"warning: the last checkpoint of {run} has fallen below its floor in {', '.join(fallen)}; --best "
+            "takes the one that validation chose"
+        )
     figures = _read_figures(evaluation) if evaluation else _measure(model, data, max_clips) if data else {}
     provenance = {
         "dataset_digests": checkpoint.facts["dataset_digests"],
@@ -100,6 +107,7 @@ def export(
                 "name": bundle.name,
                 "digest": bundle.digest,
                 "parity": {"worst": worst, "difference": parity[worst]},
+                "below_floor": fallen,
                 "evaluation": figures,
             }
         )

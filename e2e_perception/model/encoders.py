@@ -24,7 +24,7 @@ IMAGE_STRIDE = 8
 
 
 class CameraBackbone(nn.Module):
-    """A compact residual network with a two-level neck; features at 1/8 of the image it pools to."""
+    """A compact residual network with a two-level neck (FPN, Lin et al. 2017), at 1/8 of its image."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class CameraLift(nn.Module):
 
 
 class BevEncoder(nn.Module):
-    """Fuses the modalities and reasons about the scene at three scales."""
+    """Fuses modalities (BEVFusion, Liu et al. 2023), reasons at three scales (FPN, Lin et al. 2017)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def _encode(encoder: nn.Module, raster_BCYX: Tensor, valid_BS: Tensor, absent_C:
 
 
 def doppler_sums(inputs: dict[str, Tensor], stride: int) -> Tensor:
-    """Radar returns per BEV cell and the sum of their Doppler vectors, undone from the raster's scales.
+    """Radar returns per BEV cell and the sum of their Doppler vectors, undone from the raster's scales; ours.
 
     Args:
         inputs: `radar_raster` (B, 4, stride Y, stride X) and `radar_valid` of the contract.
@@ -179,7 +179,8 @@ def doppler_sums(inputs: dict[str, Tensor], stride: int) -> Tensor:
 
 
 class BevMemory(nn.Module):
-    """Gated recurrent map, warped by ego motion (ConvGRU, Ballas et al. 2016; warp as in BEVDet4D).
+    """Gated recurrent map, warped by ego motion (ConvGRU, Ballas et al. 2016; warp as in
+    BEVDet4D, Huang and Huang 2022).
 
     The update is a convex blend: what is remembered never exceeds what was once seen by more than the
     candidate's bound of 1, however long the drive. (One that adds to its memory makes objects up where the

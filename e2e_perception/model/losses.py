@@ -119,6 +119,7 @@ def frame_losses(
 
 
 def _box_losses(outputs: dict[str, Tensor], truth: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Smooth L1 (Girshick 2015) of place and shape; error and likelihood of what moves."""
     error = outputs["query_boxes"] - truth
     log_var = outputs["query_log_var"]
     moving = torch.cat([error[..., 0:2], error[..., 8:10]], -1)
@@ -152,7 +153,7 @@ def _association_losses(
     weight_query, weight_gone = (query_ids >= 0).float(), gone.float()
     total = (by_query * weight_query).sum() + (by_track * weight_gone).sum()
     count = (weight_query.sum() + weight_gone.sum()).clamp(min=1.0)
-    # Temporal consistency: where the track was expected and where the object is perceived.
+    # Temporal consistency (ours): where the track was expected and where the object is perceived.
     expected = _pick(inputs["track_boxes"], row_BQ.clamp(max=num_memory - 1))[..., :2]
     drift = (outputs["query_boxes"][..., :2] - expected).abs().clamp(max=3.0).mean(-1)
     return {"affinity": total / count, "consistency": _mean(drift, same_BMQ.any(1).float())}
@@ -185,6 +186,7 @@ def _motion_losses(
 
 
 def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dict[str, Tensor]:
+    """Drivable area, its boundary, and occupancy with its flow (Mahjourian et al. 2022), of this instant."""
     occupied, flow = occupancy_targets(labels, centres_YX2)
     reached = labels["cells_known"].float()
     known = labels["maps_valid"].float()[:, None, None] * reached

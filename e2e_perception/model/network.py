@@ -1,8 +1,8 @@
 """The joint network: sensors -> BEV -> detections -> tracks -> futures -> plan, differentiable throughout.
 
 Read `JointNetwork.step` from top to bottom; it is the diagram. What each tensor is called outside is stated
-in `deploy/contract.py`. `interfaces: detached` cuts the gradient at the three marked lines and changes
-nothing else: that is the modular baseline.
+in `deploy/contract.py`. `interfaces: detached` cuts the gradient at every `cut`, between tracking and motion
+and between all of them and planning, and changes nothing else: that is the modular baseline.
 
 Legend: B batch, C BEV channels, Y X BEV cells, Q detections, M remembered tracks, O = Q + M objects,
 K classes, D token width, F futures, S horizon steps, P plan proposals, R route points.
@@ -447,7 +447,10 @@ class JointNetwork(nn.Module):
         }
 
     def _cut(self, x: Tensor) -> Tensor:
-        """`x` as the next part gets it: the same numbers; the gradient is let through, weakened, or cut."""
+        """`x` as the next part gets it: the same numbers; the gradient is let through, weakened, or cut.
+
+        Weakening is ours, between joint training (a share of 1) and the modular baseline (0).
+        """
         if self.config.interfaces == "detached":
             return x.detach()
         share = self.config.interface_gradient

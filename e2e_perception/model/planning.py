@@ -98,6 +98,8 @@ def base_from_route(sd_BPS2: Tensor, route_BR4: Tensor) -> tuple[Tensor, Tensor]
 def route_coordinates(points_BN2: Tensor, route_BR4: Tensor) -> Tensor:
     """Soft (s, d) of points with respect to the route, for tokens to know where they are on it.
 
+    A softmax over route points in place of the nearest one, as the soft argmin of Kendall et al. 2017.
+
     Args:
         points_BN2: (B, N, 2) [m].
         route_BR4: (B, R, 4).
@@ -123,7 +125,8 @@ def collision_probability(
     """Soft overlap of the robot on proposals with futures of objects, at each step and half-way to it.
 
     In the object's own axes both footprints are boxes; the gap between them, in standard deviations, gives
-    exp(-gap^2 / 2): one at overlap, falling off with distance the faster the surer the prediction. The place
+    exp(-gap^2 / 2): one at overlap, falling off with distance the faster the surer the prediction. (Ours, in
+    place of the integral of the predicted density over the footprints, Lambert et al. 2008.) The place
     half-way from the step before (from now, at the first) is looked at too, lest somebody small is passed
     through.
 
@@ -266,7 +269,8 @@ class Planner(nn.Module):
         surest_BH = existence.topk(self.num_hazards, dim=1).indices
         hazards = [_rows(x, surest_BH) for x in (boxes, existence, modes, futures, futures_log_var)]
         hits = self._hits(points, tangents, *hazards)
-        # ... where from the first hit on everything is lost: one minus the chance to have got through so far.
+        # ... where from the first hit on everything is lost: one minus the chance to have got through so far
+        # (survival, Eggert 2014).
         lost = 1.0 - ((1.0 - hits).log() @ self.until_UU).exp()
         terms = torch.stack(
             [
@@ -330,7 +334,7 @@ class Planner(nn.Module):
         return met[:, :, 0].clamp(max=0.995)
 
     def _off_road(self, points_BPS2: Tensor, tangents_BPS2: Tensor, drivable_B1YX: Tensor) -> Tensor:
-        """Share of instants at which a corner of the robot is off the drivable area; (B, P)."""
+        """Share of instants at which a corner of the robot is off the drivable area; (B, P). Ours."""
         b, p, steps = points_BPS2.shape[:3]
         normals = torch.stack([-tangents_BPS2[..., 1], tangents_BPS2[..., 0]], -1)
         corners = torch.stack(
@@ -354,7 +358,10 @@ class Planner(nn.Module):
         return torch.where(seen, off, off.new_zeros(())).amax(-1).mean(-1)
 
     def _discomfort(self, sd_BPS2: Tensor, tangents_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
-        """As the expert feels it: acceleration, jerk, and what a bend asks for beyond comfort; (B, P)."""
+        """As the expert feels it: acceleration, jerk, and what a bend asks for beyond comfort; (B, P).
+
+        Mean squares as in Werling et al. 2010; scales and the slack in bends are ours (`simulation.scoring`).
+        """
         speed = ego_state_BE[:, EGO_FIELDS.index("speed")]
         heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")]
         offset = ego_state_BE[:, EGO_FIELDS.index("lateral_offset")]
@@ -376,7 +383,7 @@ class Planner(nn.Module):
         )
 
     def _lag(self, sd_BPS2: Tensor, ego_state_BE: Tensor) -> Tensor:
-        """Share of the distance at the speed limit that a proposal falls short of or exceeds; (B, P)."""
+        """Share of the distance at the speed limit that a proposal misses or exceeds it by; ours. (B, P)."""
         limit = ego_state_BE[:, EGO_FIELDS.index("speed_limit")].clamp(min=MIN_SPEED_LIMIT)
         wanted = (limit * self.times_S[-1])[:, None]
         return (wanted - sd_BPS2[:, :, -1, 0]).abs() / wanted

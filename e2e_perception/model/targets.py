@@ -78,6 +78,8 @@ def heat_targets(labels: Labels, grid: BevGrid, centres_YX2: Tensor) -> HeatTarg
 def match_queries(centres_BQ2: Tensor, labels: Labels) -> Tensor:
     """Which label each query answers for: mutual nearest neighbours within `MATCH_RADIUS`.
 
+    Ours; no optimal assignment as in DETR (Carion et al. 2020) is needed, since a query begins at a peak.
+
     Args:
         centres_BQ2: Query cell centres [m].
         labels: As for `heat_targets`.
@@ -103,7 +105,7 @@ def label_of_ids(ids_BM: Tensor, labels: Labels) -> Tensor:
 
 
 def occupancy_targets(labels: Labels, centres_YX2: Tensor) -> tuple[Tensor, Tensor]:
-    """Occupied cells and their flow.
+    """Occupied cells and their flow (Mahjourian et al. 2022), forwards instead of backwards.
 
     Returns:
         Occupancy (B, Y, X) in {0, 1} and velocity (B, 2, Y, X) [m/s] of the occupying object.

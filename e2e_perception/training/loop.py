@@ -35,7 +35,7 @@ from e2e_perception.training.evaluate import evaluate_open_loop
 from e2e_perception.training.promotion import judge, objective_scores, updated_best
 from e2e_perception.training.rollout import rollout
 from e2e_perception.training.run import Run
-from e2e_perception.training.run_log import RunLog, StepReport
+from e2e_perception.training.run_log import FLOOR, RunLog, StepReport
 from e2e_perception.training.schedule import Order, Source, learning_rate, pool
 
 # Drives the network of a run and records clips: (network, what to drive, directory) -> its clips.
@@ -347,7 +347,7 @@ class _Loop:
         if verdict.promoted:
             run.promote(self.out, verdict.scores)
         assert self.log is not None
-        paused = {f"below_floor/{name}": 1.0 for name in verdict.below_floor}
+        paused = {f"{FLOOR}{name}": 1.0 for name in verdict.below_floor}
         scores = {f"score/{name}": score for name, score in verdict.scores.items()}
         self.log.figures(
             run.progress.step, {**figures, **scores, **paused, "promoted": float(verdict.promoted)}

@@ -12,6 +12,7 @@ from e2e_perception.core.errors import ConfigError
 from e2e_perception.training.config import TrainingConfig
 
 LOG = "losses.jsonl"
+FLOOR = "below_floor/"  # before an objective, among the figures of a validation
 MLFLOW_EVERY = 10  # steps; each is a transaction of its database
 
 
@@ -103,6 +104,19 @@ class RunLog:
     def flush(self) -> None:
         """Have everything on disk."""
         self._file.flush()
+
+
+def below_floor(run: Path) -> list[str]:
+    """Objectives that the last validation of a run found below their floor, see `promotion.judge`.
+
+    Args:
+        run: Run directory; one without a log, or without a validation, has none.
+    """
+    path = run / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    last = next((line for line in reversed(lines) if '"figures"' in line), "{}")
+    names = json.loads(last).get("figures", {})
+    return sorted(name.removeprefix(FLOOR) for name in names if name.startswith(FLOOR))
 
 
 def _step_of(line: str) -> int:

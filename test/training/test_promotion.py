@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from e2e_perception.training.promotion import judge, objective_scores, updated_best
+from e2e_perception.training.run_log import LOG, below_floor
 
 GOOD = {"recognition": 0.8, "tracking": 0.9, "prediction": 0.5, "planning": 0.6, "mean": 0.68}
 
@@ -44,3 +47,17 @@ def test_a_better_mean_bought_with_another_objective_is_not_promoted_until_that_
     # Now planning must not fall back under nine tenths of 0.9 either.
     assert judge({**GOOD, "mean": 0.7}, best, 0.1).below_floor == ("planning",)
     assert judge({**GOOD, "planning": 0.85, "mean": 0.74}, best, 0.1).promoted
+
+
+def test_a_run_says_which_objectives_its_last_validation_found_below_their_floor(tmp_path: Path) -> None:
+    assert below_floor(tmp_path) == []
+    rows: list[dict[str, object]] = [
+        {"step": 1, "figures": {"score/planning": 0.5, "below_floor/tracking": 1.0}},
+        {"step": 2, "total": 1.0},
+        {"step": 2, "figures": {"below_floor/planning": 1.0, "below_floor/motion": 1.0}},
+        {"step": 3, "total": 1.0},
+    ]
+    for number, expected in ((1, ["tracking"]), (2, ["tracking"]), (4, ["motion", "planning"])):
+        text = "".join(json.dumps(row) + "\n" for row in rows[:number])
+        (tmp_path / LOG).write_text(text, encoding="utf-8")
+        assert below_floor(tmp_path) == expected
