@@ -73,7 +73,7 @@ def export(
     fallen = [] if best else below_floor(run)
     if fallen:
         log(
-            f"warning: the last checkpoint of {run} has fallen below its floor in {', '.join(fallen)}; --best "
+            f"warning: the last checkpoint of {run} is below its floor in {', '.join(fallen)}; --best "
             "takes the one that validation chose"
         )
     figures = _read_figures(evaluation) if evaluation else _measure(model, data, max_clips) if data else {}

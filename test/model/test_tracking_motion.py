@@ -30,7 +30,7 @@ def follow(
         true_point = true_point + truth * PERIOD
         point = true_point + noise * torch.randn(1, 1, 2)
         sightings = torch.full((1, 1, 1), min(number + 2.0, 1.0 + MAX_SIGHTINGS))
-        boxes, _ = head(token, point, SILENT, torch.ones(1, 1, 1), velocity, point - expected, sightings)
+        boxes, *_ = head(token, point, SILENT, torch.ones(1, 1, 1), velocity, point - expected, sightings)
         velocity = boxes[..., 8:10]
         found.append(velocity)
     return found
@@ -93,7 +93,7 @@ def test_a_new_object_without_radar_has_the_velocity_that_this_frame_says() -> N
     torch.manual_seed(0)
     head = BoxHead(SMALL)
     token, nothing = torch.randn(1, 3, SMALL.token_channels), torch.zeros(1, 3, 2)
-    boxes, _ = head(token, nothing, SILENT, torch.zeros(1, 3, 1), nothing, nothing, torch.ones(1, 3, 1))
+    boxes, *_ = head(token, nothing, SILENT, torch.zeros(1, 3, 1), nothing, nothing, torch.ones(1, 3, 1))
     torch.testing.assert_close(boxes[..., 8:10], 10.0 * head.mlp(token)[..., 6:8])
 
 
