@@ -266,6 +266,8 @@ def closed_loop_table(results: Mapping[str, Any]) -> str:
     by_suite = results["experiment"]["closed_loop"]
     rows = []
     for policy in POLICIES:
+        if not any(policy in found for found in by_suite.values()):
+            continue
         cells = [policy]
         for found in by_suite.values():
             if policy not in found:
