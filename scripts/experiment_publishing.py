@@ -6,8 +6,9 @@
       clips/clean.json, runs/joint-0.json facts of what is too large to keep
       commands.json                       step -> command, for what was measured
 
-A network stands for its training and for the clips that it saw. What was measured stands for all that leads
-to it; taken is what is complete of a network or a control, or nothing of it.
+A network stands for its training and for the clips that it saw. What was measured stands for itself and for
+all that leads to it, unless the network that it would stand beside is another one: trained here, or still to
+be trained.
 """
 
 from __future__ import annotations
@@ -77,21 +78,18 @@ def adopt(steps: Sequence[Step], out: Path, directory: Path, *, measured: bool =
     for room in ("clips", "runs"):
         for path in sorted((directory / room).glob("*.json")):
             _write(out / PUBLISHED / room / path.name, json.loads(path.read_text(encoding="utf-8")))
-    measurements = [step for step in steps if step.kind in MEASURED]
+    foreign = {step.name for step in steps if step.kind == "train" and not _is_adopted(step, out)}
     elsewhere: set[str] = set()
-    for label in dict.fromkeys(_label(step) for step in measurements):
-        mine = [step for step in measurements if _label(step) == label]
-        if any(_is_done(step, out) and not _is_adopted(step, out) for step in mine):
+    for step in steps:
+        networks_of = {need.replace("export/", "train/") for need in step.after}
+        if step.kind not in MEASURED or step.name not in commands or networks_of & foreign:
             continue
-        if all(step.name in commands for step in mine):
-            for step in mine:
-                _check(
-                    step, commands[step.name], f"{directory}: {step.name}", "remove it to have it measured"
-                )
-                _copy(step, directory, out, base=out)
-                _record(step, out)
-                _adopted(step, out).touch()
-            elsewhere |= {step.name for step in mine}
+        if _is_done(step, out) and not _is_adopted(step, out):
+            continue
+        _check(step, commands[step.name], f"{directory}: {step.name}", "name another directory")
+        _copy(step, directory, out, base=out)
+        _mark_adopted(step, out)
+        elsewhere.add(step.name)
     return _of_use([step for step in steps if step.name not in elsewhere], bool(elsewhere))
 
 
@@ -133,18 +131,15 @@ def _check(step: Step, made_by: Any, what: str, remedy: str) -> None:
         )
 
 
-def _record(step: Step, out: Path) -> None:
+def _mark_adopted(step: Step, out: Path) -> None:
+    """Write down what made a product, and that it was not made here."""
     record_of(step, out).parent.mkdir(parents=True, exist_ok=True)
     record_of(step, out).write_text(step.recipe, encoding="utf-8")
-
-
-def _adopted(step: Step, out: Path) -> Path:
-    """Says that a product was measured elsewhere."""
-    return record_of(step, out).with_suffix(".adopted")
+    record_of(step, out).with_suffix(".adopted").touch()
 
 
 def _is_adopted(step: Step, out: Path) -> bool:
-    return _adopted(step, out).exists()
+    return record_of(step, out).with_suffix(".adopted").exists()
 
 
 def _network(step: Step, directory: Path) -> Path:
@@ -172,26 +167,20 @@ def _adopt_network(step: Step, out: Path, directory: Path) -> None:
     network = load_checkpoint(path)
     _check(step, network.facts.get("recipe"), str(path), "move it away to train anew")
     write_checkpoint(step.makes.parent / STATE, network.tensors, network.facts)
-    _record(step, out)
+    _mark_adopted(step, out)
     step.makes.touch()
 
 
 def _copy(step: Step, source: Path, target: Path, *, base: Path | None = None) -> list[Path]:
     """Copy what a step left, to the same place under `target`; `base` is the experiment's own directory."""
     place = step.makes.relative_to(base or source)
-    if step.kind == "drive":
-        names = [path.name for path in (source / place.parent).iterdir() if path.suffix not in LEFT_OUT]
-    else:
-        names = [
-            path.name
-            for path in (source / place.parent).glob(f"{place.stem}.*")
-            if path.suffix not in LEFT_OUT
-        ]
+    # A drive has a directory of its own; what else is measured lies beside other things.
+    found = (source / place.parent).glob("*" if step.kind == "drive" else f"{place.stem}.*")
     written = []
-    for name in sorted(names):
-        copy = target / place.parent / name
+    for path in sorted(path for path in found if path.is_file() and path.suffix not in LEFT_OUT):
+        copy = target / place.parent / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / place.parent / name, copy)
+        shutil.copyfile(path, copy)
         written.append(copy)
     return written
 

@@ -11,8 +11,8 @@ OUT/controls/ the drives without one, OUT/comparisons/ the paired differences.
 
 `--publish DIR` writes what is finished to DIR: networks with the command behind them, and what was measured
 of them, scenario by scenario. `--published DIR` takes it from there in place of doing it: networks stand for
-their trainings, and what was measured of a network, if it is complete, for everything that leads to it. With
-`--only-networks` nothing measured is taken, so that everything after the trainings is done again.
+their trainings, and what was measured of those networks for itself. With `--only-networks` nothing measured
+is taken, so that everything after the trainings is done again.
 """
 
 from __future__ import annotations

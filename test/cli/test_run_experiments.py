@@ -211,9 +211,15 @@ def test_what_was_measured_elsewhere_stands_for_everything_that_leads_to_it(
     (here / "evaluations" / "joint-0" / "perception.parquet").write_text("rows")
     (here / "evaluations" / "joint-0" / "report.html").write_text("page")
     script.publish(training_steps(script, here), here, published)
-    left = script.adopt(training_steps(script, there), there, published)
-    assert "evaluate/joint-0" in {step.name for step in left}, "half of what is measured is none"
-    assert not (there / "evaluations").exists()
+    half = tmp_path / "half"
+    left = script.adopt(training_steps(script, half), half, published)
+    expected = ["clips/clean", "train/joint-0", "export/joint-0", "drive-test/joint-0", "compare/a-b"]
+    assert [step.name for step in left] == expected
+    assert (half / "evaluations" / "joint-0" / "perception.parquet").read_text() == "rows"
+    assert script.work_off(left, 1, half) == []
+    left = script.adopt(training_steps(script, half), half, published)
+    assert [step.name for step in left] == expected, "what was driven here stays"
+    assert script.left_to_do(left, half) == [], "and nothing is done again for the export that came between"
 
     assert script.work_off(training_steps(script, here)[1:], 1, here) == []
     (here / "evaluations" / "joint-0" / "drive-test" / "index.html").write_text("page")
@@ -244,6 +250,21 @@ def test_what_was_measured_here_is_not_replaced(script: ModuleType, tmp_path: Pa
     summary.write_text("measured again")
     script.adopt(training_steps(script, here), here, published)
     assert summary.read_text() == "measured again"
+
+
+@pytest.mark.usefixtures("clips_known")
+def test_what_was_measured_of_another_network_is_not_taken(script: ModuleType, tmp_path: Path) -> None:
+    here, there, published = tmp_path / "here", tmp_path / "there", tmp_path / "published"
+    train_by_hand(script, here)
+    assert script.work_off(training_steps(script, here)[1:], 1, here) == []
+    script.publish(training_steps(script, here), here, published)
+    train_by_hand(script, there)
+    steps = training_steps(script, there)
+    assert script.adopt(steps, there, published) == steps, "it was trained here"
+    (published / "joint-0.safetensors").unlink()
+    steps = training_steps(script, tmp_path / "new")
+    assert script.adopt(steps, tmp_path / "new", published) == steps, "it is still to be trained"
+    assert not (there / "evaluations").exists()
 
 
 @pytest.mark.usefixtures("clips_known")
