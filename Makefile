@@ -73,7 +73,7 @@ bundle: setup ## simulate what the shipped bundle saw, train a `tiny` from nothi
 	  --out $(RUN)/run --config tiny --tracking none; \
 	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
 
-results: setup ## every table of docs/results.md that comes from experiments, anew (two cores: a day); resumable
+results: setup ## every table of docs/results.md that comes from experiments, anew (many hours); resumable
 	@$(IN_WORKSPACE) set -e; run="python scripts/run_experiments.py"; \
 	$$run learning-rate --out $(RUNS)/rate --only clips train; \
 	$$run nano --out $(RUNS)/nano; \

@@ -221,7 +221,7 @@ class EngineCache:
                         f"another process has been building engine {key.digest} for more than "
                         f"{LOCK_WAIT_S:.0f} s; see who holds {path}, or use another cache directory"
                     ) from None
-                time.sleep(_POLL_S)
+                time.sleep(_POLL_S)  # flock itself waits for ever or not at all
             except OSError as error:  # such as ENOLCK of a network file system
                 self._log(f"{path} cannot be locked: {error}; another process may build the same engine too")
                 return lock

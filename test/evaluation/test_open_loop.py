@@ -40,6 +40,22 @@ def test_two_hits_one_false_alarm_one_miss() -> None:
     assert summary["average_precision"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("yaw", "truth", "error"), [(3.0, -3.0, 2 * np.pi - 6.0), (0.5, 0.2, 0.3), (0.0, np.pi, np.pi)]
+)
+def test_heading_errors_are_the_short_way_round_whatever_a_headings_length(
+    yaw: float, truth: float, error: float
+) -> None:
+    metrics = OpenLoopMetrics(TIMES)
+    found, label = boxes((10, 0)), boxes((10, 0))
+    found[0, 6:8] = 0.4 * np.sin(yaw), 0.4 * np.cos(yaw)
+    label[0, 6:8] = np.sin(truth), np.cos(truth)
+    metrics.add_detections(
+        np.array([[0.9]]), found, label, np.array([0]), np.array([True]), np.array([False])
+    )
+    assert metrics.summary()["heading_error_rad"] == pytest.approx(error, abs=1e-5)
+
+
 def test_a_detection_of_an_object_no_sensor_has_seen_is_neither_right_nor_wrong() -> None:
     metrics = OpenLoopMetrics(TIMES)
     metrics.add_detections(
