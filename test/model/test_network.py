@@ -89,6 +89,19 @@ def test_a_blind_network_sees_nothing_of_what_its_sensors_say() -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+def test_rounding_does_not_decide_what_a_blind_network_looks_at_or_plans() -> None:
+    model = JointNetwork(SMALL.model_copy(update={"blind": True})).eval()
+    inputs, weight = frame(), model.detection.heat.weight
+    with torch.no_grad():
+        weight.zero_()  # as training leaves it: everywhere the same
+        before = model(inputs)
+        weight += 1e-4 * torch.randn_like(weight)
+        after = model(inputs)
+    torch.testing.assert_close(after["query_centres"], before["query_centres"], atol=0, rtol=0)
+    for name in ("object_futures", "plan_sd", "plan_costs"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)
+
+
 def test_futures_start_from_going_on_braking_to_a_stop_and_speeding_up() -> None:
     head = JointNetwork(SMALL).motion
     with torch.no_grad():
