@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -179,7 +180,8 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
         add(f"train/{label}", "train", run / "done", arguments, clips, then=done, settings=settings)
         add(f"export/{label}", "export", bundle / "bundle.json",
             ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
-            [f"train/{label}"])  # fmt: skip
+            [f"train/{label}"],
+            functools.partial(refuse_another_graph, bundle, evaluation))  # fmt: skip
         steps.append(
             Step(
                 f"facts/{label}",
@@ -251,6 +253,28 @@ def move_up(directory: Path) -> None:
     for path in directory.iterdir():
         path.replace(directory.parent / path.name)
     directory.rmdir()
+
+
+def refuse_another_graph(bundle: Path, evaluation: Path) -> None:
+    """What was measured of a network with other code is not added to.
+
+    Raises:
+        ConfigError: If there are figures of the same network with another graph; the bundle is removed.
+    """
+    from e2e_perception.deploy.export import graph_digest
+
+    facts = evaluation / "facts.json"
+    if not facts.is_file():
+        return
+    known = json.loads(facts.read_text(encoding="utf-8"))
+    if known["graph_digest"] == (found := graph_digest(bundle / "model.onnx")):
+        return
+    shutil.rmtree(bundle)
+    raise ConfigError(
+        f"{evaluation} is of graph {known['graph_digest'][:12]} (commit {known['commit']}), and this "
+        f"code makes graph {found[:12]} of the same network; run that commit, or measure all anew in another "
+        "--out with --only-networks"
+    )
 
 
 def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:

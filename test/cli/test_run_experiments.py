@@ -76,6 +76,24 @@ def test_what_is_there_is_not_done_again_and_a_failure_stops_only_what_needs_it(
     assert did == ["b", "after-b"]
 
 
+def test_figures_of_another_graph_are_not_added_to(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2e_perception.deploy.export.graph_digest", lambda path: f"digest of {path.name}")
+    bundle, evaluation = tmp_path / "bundle", tmp_path / "evaluation"
+    bundle.mkdir()
+    evaluation.mkdir()
+    script.refuse_another_graph(bundle, evaluation)  # nothing measured yet
+    facts = {"graph_digest": "digest of model.onnx", "commit": "0123abc"}
+    (evaluation / "facts.json").write_text(json.dumps(facts))
+    script.refuse_another_graph(bundle, evaluation)
+    assert bundle.is_dir()
+    (evaluation / "facts.json").write_text(json.dumps({**facts, "graph_digest": "another"}))
+    with pytest.raises(ConfigError, match=r"commit 0123abc.*--only-networks"):
+        script.refuse_another_graph(bundle, evaluation)
+    assert not bundle.exists()
+
+
 def test_products_of_other_commands_are_refused_and_old_ones_made_again(
     script: ModuleType, tmp_path: Path
 ) -> None:
