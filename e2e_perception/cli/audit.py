@@ -95,7 +95,7 @@ def _recall(dataset: Dataset, bundle: str) -> dict[str, dict[str, dict[str, Any]
 
     from e2e_perception.data.slices import clip_slices
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.deploy.engines.torch_engine import bundle_network
     from e2e_perception.training.recall import recall_by_slice
 
     opened = load_bundle(bundle)
@@ -106,7 +106,7 @@ def _recall(dataset: Dataset, bundle: str) -> dict[str, dict[str, dict[str, Any]
             if row["labels_valid"] is not False:
                 clips.append((store, index))
                 slices.append(clip_slices(row, facts))
-    network = load_network(opened.weights_path, opened.network)
+    network = bundle_network(opened)
     with progress_bar("detecting", max(len(clips), 1)) as progress:
         found = recall_by_slice(network, clips, slices, lambda done, _total: progress(done))
     return {

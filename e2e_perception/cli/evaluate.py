@@ -131,11 +131,11 @@ def _evaluate_on_clips(
 
     from e2e_perception.data.shards import digest_of, open_clips
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.deploy.engines.torch_engine import bundle_network
 
     opened = load_bundle(bundle)
     stores = open_clips(data)
-    network = load_network(opened.weights_path, opened.network)
+    network = bundle_network(opened)
     figures = measure(network, stores, split, max_clips, config.planning)
     if as_json:
         emit_json({"bundle": str(opened), "dataset_digest": digest_of(stores), "split": split, **figures})

@@ -61,7 +61,7 @@ def mine(
 
     from e2e_perception.data.shards import DATASET, Dataset, digest_of, open_clips
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.deploy.engines.torch_engine import bundle_network
     from e2e_perception.training.mining import SIGNALS
     from e2e_perception.training.mining import mine as look
 
@@ -73,7 +73,7 @@ def mine(
     clips = [(store, index) for store in stores for index in range(len(store))]
     if max_clips is not None and len(clips) > max_clips:
         clips = [clips[int(i)] for i in np.linspace(0, len(clips) - 1, max_clips)]
-    model = load_network(opened.weights_path, opened.network)
+    model = bundle_network(opened)
     with progress_bar("mining", len(clips)) as progress:
         found = look(
             model,

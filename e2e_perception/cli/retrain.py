@@ -91,7 +91,7 @@ def retrain(
     from e2e_perception.data.audit import audit as look
     from e2e_perception.data.shards import Dataset, open_clips
     from e2e_perception.deploy.bundle import load_bundle
-    from e2e_perception.deploy.engines.torch_engine import load_network
+    from e2e_perception.deploy.engines.torch_engine import bundle_network
     from e2e_perception.training.checkpoint import load_checkpoint, model_from_checkpoint
 
     _require_torch(device)
@@ -131,9 +131,7 @@ def retrain(
     _train(stores, out / "run", settings, device, str(robot), drivers)
     checkpoint = load_checkpoint(out / "run")
     trained = model_from_checkpoint(checkpoint)
-    comparison = compare_on_clips(
-        load_network(before.weights_path, before.network), trained, stores, max_clips
-    )
+    comparison = compare_on_clips(bundle_network(before), trained, stores, max_clips)
     parity = _export(checkpoint, trained, out / "bundle", before, finite(_evaluation(comparison)))
     after = load_bundle(out / "bundle")
     summary = finite(

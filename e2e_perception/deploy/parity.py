@@ -294,16 +294,22 @@ class CheckedEngine:
 
 
 def checked_engine(
-    engine: InferenceEngine, bundle: Bundle, *, cache: EngineCache, accept_mismatch: bool, log: Log
+    engine: InferenceEngine,
+    bundle: Bundle,
+    *,
+    cache: EngineCache | None,
+    accept_mismatch: bool,
+    log: Log,
 ) -> InferenceEngine:
     """Let an engine pass if it computes what torch computed, as the bundle's recorded rollout says.
 
-    What was found is kept in the cache, so that a rollout is run once per graph, engine and machine.
+    What was found is kept in the cache, so that a rollout is run once per graph, engine and machine; torch,
+    which follows the source of the network that is installed, is compared at each start.
 
     Args:
         engine: Stays the caller's to close if this raises.
         bundle: What it was made from.
-        cache: Where the finding is kept.
+        cache: Where the finding is kept; None: nowhere.
         accept_mismatch: Let it pass all the same; `EngineInfo.mismatch` then says what differs.
         log: Gets a sentence if it is not compared, or is let pass.
     Returns:
@@ -312,21 +318,29 @@ def checked_engine(
         EngineMismatchError: If it is out of tolerance.
         BundleError: If the recorded rollout cannot be read.
     """
-    if engine.info.backend == "torch":
-        return engine
+    is_torch = engine.info.backend == "torch"
     if bundle.rollout_path is None:
+        if is_torch:
+            return engine
         log(f"bundle {bundle} records no rollout: {engine.info.backend} is not checked against torch")
         return CheckedEngine(engine, replace(engine.info, remark="not checked against torch"))
     tolerance = tolerance_of(engine.info.precision)
-    differences = _kept_differences(engine, bundle, tolerance, cache)
-    worst = refusal(differences, tolerance)
+    kept = None if is_torch else cache
+    worst = refusal(_differences(engine, bundle, tolerance, kept), tolerance)
     if not worst:
-        return CheckedEngine(engine, replace(engine.info, remark="checked against torch"))
+        return (
+            engine
+            if is_torch
+            else CheckedEngine(engine, replace(engine.info, remark="checked against torch"))
+        )
     sentence = f"{engine.info} differs from torch on bundle {bundle}: {worst}"
+    remedy = "run it in float32 or on another backend"
+    if is_torch:
+        sentence = f"bundle {bundle} was made by another version of the network than this one: {worst}"
+        remedy = "run its graph with --backend onnxruntime"
     if not accept_mismatch:
         raise EngineMismatchError(
-            f"{sentence}; run it in float32 or on another backend, or set engine.accept_mismatch to run it "
-            "all the same"
+            f"{sentence}; {remedy}, or set engine.accept_mismatch to run it all the same"
         )
     log(f"warning: {sentence}; accepted, as engine.accept_mismatch says")
     return CheckedEngine(engine, replace(engine.info, mismatch=f"differs from torch: {worst}; accepted"))
@@ -347,10 +361,21 @@ def tolerance_of(precision: str) -> Tolerance:
     return TOLERANCES[coarsest]
 
 
-def _kept_differences(
-    engine: InferenceEngine, bundle: Bundle, tolerance: Tolerance, cache: EngineCache
+def _differences(
+    engine: InferenceEngine, bundle: Bundle, tolerance: Tolerance, cache: EngineCache | None
 ) -> dict[str, float]:
+    """By output, from the cache if there is one and they are kept."""
     assert bundle.rollout_path is not None
+    rollout_path = bundle.rollout_path
+
+    def found() -> dict[str, float]:
+        rollout = load_rollout(rollout_path, bundle.network)
+        return compare(
+            engine, rollout, bundle.network, bundle.cost_weights, least_score=tolerance.least_score
+        )
+
+    if cache is None:
+        return found()
     key = EngineKey(
         {
             "kind": "parity with torch",
@@ -362,13 +387,5 @@ def _kept_differences(
             "least_score": tolerance.least_score,
         }
     )
-
-    def run() -> bytes:
-        assert bundle.rollout_path is not None
-        rollout = load_rollout(bundle.rollout_path, bundle.network)
-        found = compare(
-            engine, rollout, bundle.network, bundle.cost_weights, least_score=tolerance.least_score
-        )
-        return json.dumps(found).encode()
-
-    return {str(k): float(v) for k, v in json.loads(cache.get_or_build(key, run)[0]).items()}
+    kept = json.loads(cache.get_or_build(key, lambda: json.dumps(found()).encode())[0])
+    return {str(name): float(value) for name, value in kept.items()}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from synthetic import SMALL, synthetic_clip
 
 from e2e_perception.cli.main import main
+from e2e_perception.core.config import EngineConfig
 from e2e_perception.core.errors import (
     BundleError,
     ContractError,
@@ -28,7 +29,8 @@ from e2e_perception.core.network_config import BOX_FIELDS
 from e2e_perception.core.rig import Camera, Lidar, Mount, Rig
 from e2e_perception.deploy import engines
 from e2e_perception.deploy.bundle import ROLLOUT, load_bundle, verify_bundle, write_checksums
-from e2e_perception.deploy.engines import InferenceEngine, backend_report, create_engine
+from e2e_perception.deploy.engines import InferenceEngine, backend_report, configured_engine, create_engine
+from e2e_perception.deploy.engines.torch_engine import bundle_network
 from e2e_perception.deploy.export import (
     PARITY_TOLERANCE,
     export_bundle,
@@ -77,6 +79,24 @@ def test_an_exported_bundle_records_what_torch_makes_of_some_frames(bundle_dir: 
     recorded = load_rollout(bundle.rollout_path, SMALL)
     found = compare(create_engine(bundle, "torch", 1), recorded, SMALL, bundle.cost_weights)
     assert max(found.values()) < 1e-6, found
+
+
+def test_torch_refuses_a_bundle_that_another_version_of_the_network_made(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(bundle_dir)
+    config = EngineConfig(bundle=str(bundle_dir), backend="torch", num_threads=1)
+    assert configured_engine(bundle, config, lambda _: None).info.mismatch == ""
+    bundle_network(bundle)
+    monkeypatch.setattr("e2e_perception.model.network.GUESS_STD", 0.1)
+    with pytest.raises(EngineMismatchError, match=r"another version of the network.*--backend onnxruntime"):
+        configured_engine(bundle, config, lambda _: None)
+    with pytest.raises(EngineMismatchError, match=r"another version of the network"):
+        bundle_network(bundle)
+    accepted = configured_engine(bundle, config.model_copy(update={"accept_mismatch": True}), lambda _: None)
+    assert "accepted" in accepted.info.mismatch
+    onnxruntime = config.model_copy(update={"backend": "onnxruntime"})
+    assert configured_engine(bundle, onnxruntime, lambda _: None).info.mismatch == ""
 
 
 def test_a_bundle_without_a_rollout_loads_and_one_can_be_recorded(bundle_dir: Path, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from e2e_perception.core.errors import BundleError
 from e2e_perception.core.network_config import NetworkConfig
+from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engines import EngineInfo
+from e2e_perception.deploy.parity import checked_engine
 from e2e_perception.model.network import JointNetwork
 
 
@@ -30,6 +32,20 @@ def load_network(weights: Path, network: NetworkConfig) -> JointNetwork:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
         raise BundleError(f"{weights} does not fit the network: {error}") from error
+    return model
+
+
+def bundle_network(bundle: Bundle) -> JointNetwork:
+    """A bundle's network in torch, to measure or look through.
+
+    Raises:
+        BundleError: If the weights cannot be read or do not fit.
+        EngineMismatchError: If this version of the network makes something else of them than the one that the
+            bundle was exported with.
+    """
+    model = load_network(bundle.weights_path, bundle.network)
+    engine = TorchEngine(model, bundle.network, num_threads=0)
+    checked_engine(engine, bundle, cache=None, accept_mismatch=False, log=lambda _: None)
     return model
 
 
