@@ -125,13 +125,16 @@ def retrain(
     validation = [(store, i) for store in stores for i in store.indices("validation").tolist()]
     if not validation:
         raise InputError(NO_VALIDATION)
+    network_before = bundle_network(
+        before
+    )  # what cannot be compared with is refused before hours of training
     # On-policy stages drive, in simulation, the robot that the bundle is for.
     robot = out / "rig.yaml"
     robot.write_text(yaml.safe_dump(before.rig.model_dump(mode="json")), encoding="utf-8")
     _train(stores, out / "run", settings, device, str(robot), drivers)
     checkpoint = load_checkpoint(out / "run")
     trained = model_from_checkpoint(checkpoint)
-    comparison = compare_on_clips(bundle_network(before), trained, stores, max_clips)
+    comparison = compare_on_clips(network_before, trained, stores, max_clips)
     parity = _export(checkpoint, trained, out / "bundle", before, finite(_evaluation(comparison)))
     after = load_bundle(out / "bundle")
     summary = finite(

@@ -328,16 +328,13 @@ def checked_engine(
     kept = None if is_torch else cache
     worst = refusal(_differences(engine, bundle, tolerance, kept), tolerance)
     if not worst:
-        return (
-            engine
-            if is_torch
-            else CheckedEngine(engine, replace(engine.info, remark="checked against torch"))
-        )
+        info = engine.info if is_torch else replace(engine.info, remark="checked against torch")
+        return CheckedEngine(engine, info)
     sentence = f"{engine.info} differs from torch on bundle {bundle}: {worst}"
     remedy = "run it in float32 or on another backend"
     if is_torch:
         sentence = f"bundle {bundle} was made by another version of the network than this one: {worst}"
-        remedy = "run its graph with --backend onnxruntime"
+        remedy = "use the version that made it, or run its graph with --backend onnxruntime"
     if not accept_mismatch:
         raise EngineMismatchError(
             f"{sentence}; {remedy}, or set engine.accept_mismatch to run it all the same"
