@@ -267,13 +267,14 @@ def refuse_another_graph(bundle: Path, evaluation: Path) -> None:
     if not facts.is_file():
         return
     known = json.loads(facts.read_text(encoding="utf-8"))
-    if known["graph_digest"] == (found := graph_digest(bundle / "model.onnx")):
+    measured = str(known.get("graph_digest"))
+    if measured == (found := graph_digest(bundle / "model.onnx")):
         return
     shutil.rmtree(bundle)
     raise ConfigError(
-        f"{evaluation} is of graph {known['graph_digest'][:12]} (commit {known['commit']}), and this "
+        f"{evaluation} is of graph {measured[:12]} (commit {known.get('commit')}), and this "
         f"code makes graph {found[:12]} of the same network; run that commit, or measure all anew in another "
-        "--out with --only-networks"
+        "--out with --published DIR --only-networks"
     )
 
 

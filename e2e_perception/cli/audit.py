@@ -106,7 +106,7 @@ def _recall(dataset: Dataset, bundle: str) -> dict[str, dict[str, dict[str, Any]
             if row["labels_valid"] is not False:
                 clips.append((store, index))
                 slices.append(clip_slices(row, facts))
-    network = bundle_network(opened)
+    network = bundle_network(opened, log)
     with progress_bar("detecting", max(len(clips), 1)) as progress:
         found = recall_by_slice(network, clips, slices, lambda done, _total: progress(done))
     return {

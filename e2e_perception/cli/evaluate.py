@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from e2e_perception.cli.console import emit_json, print_table, progress_bar
+from e2e_perception.cli.console import emit_json, log, print_table, progress_bar
 from e2e_perception.cli.options import (
     CLIPS_HELP,
     BackendOption,
@@ -135,7 +135,7 @@ def _evaluate_on_clips(
 
     opened = load_bundle(bundle)
     stores = open_clips(data)
-    network = bundle_network(opened)
+    network = bundle_network(opened, log)
     figures = measure(network, stores, split, max_clips, config.planning)
     if as_json:
         emit_json({"bundle": str(opened), "dataset_digest": digest_of(stores), "split": split, **figures})

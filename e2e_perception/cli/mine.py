@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from e2e_perception.cli.console import emit_json, finite, print_table, progress_bar
+from e2e_perception.cli.console import emit_json, finite, log, print_table, progress_bar
 from e2e_perception.cli.options import CLIPS_HELP, JsonOption
 from e2e_perception.cli.places import check_file_place
 from e2e_perception.core.errors import ConfigError
@@ -73,7 +73,7 @@ def mine(
     clips = [(store, index) for store in stores for index in range(len(store))]
     if max_clips is not None and len(clips) > max_clips:
         clips = [clips[int(i)] for i in np.linspace(0, len(clips) - 1, max_clips)]
-    model = bundle_network(opened)
+    model = bundle_network(opened, log)
     with progress_bar("mining", len(clips)) as progress:
         found = look(
             model,

@@ -96,6 +96,7 @@ def retrain(
 
     _require_torch(device)
     before = load_bundle(bundle)
+    network_before = bundle_network(before, log)  # before hours of work on what cannot be compared
     settings = _settings(config, override or []).model_copy(update={"init": str(before.path)})
     if settings.network.size != before.network.size:
         raise ConfigError(
@@ -125,9 +126,6 @@ def retrain(
     validation = [(store, i) for store in stores for i in store.indices("validation").tolist()]
     if not validation:
         raise InputError(NO_VALIDATION)
-    network_before = bundle_network(
-        before
-    )  # what cannot be compared with is refused before hours of training
     # On-policy stages drive, in simulation, the robot that the bundle is for.
     robot = out / "rig.yaml"
     robot.write_text(yaml.safe_dump(before.rig.model_dump(mode="json")), encoding="utf-8")

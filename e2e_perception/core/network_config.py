@@ -84,8 +84,8 @@ class NetworkConfig(BaseModel):
     )
     blind: bool = Field(
         False,
-        description="A control: the graph takes every sensor for dead, and plans by route and ego state as "
-        "if nobody were there.",
+        description="A control: the graph takes every sensor for dead, and plans by route and ego state, "
+        "counting on meeting nobody.",
     )
     interfaces: Literal["differentiable", "detached"] = Field(
         "differentiable",

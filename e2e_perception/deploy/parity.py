@@ -297,7 +297,7 @@ def checked_engine(
     engine: InferenceEngine,
     bundle: Bundle,
     *,
-    cache: EngineCache | None,
+    cache: EngineCache,
     accept_mismatch: bool,
     log: Log,
 ) -> InferenceEngine:
@@ -309,7 +309,7 @@ def checked_engine(
     Args:
         engine: Stays the caller's to close if this raises.
         bundle: What it was made from.
-        cache: Where the finding is kept; None: nowhere.
+        cache: Where the finding is kept.
         accept_mismatch: Let it pass all the same; `EngineInfo.mismatch` then says what differs.
         log: Gets a sentence if it is not compared, or is let pass.
     Returns:
@@ -320,27 +320,34 @@ def checked_engine(
     """
     is_torch = engine.info.backend == "torch"
     if bundle.rollout_path is None:
-        if is_torch:
-            return engine
         log(f"bundle {bundle} records no rollout: {engine.info.backend} is not checked against torch")
         return CheckedEngine(engine, replace(engine.info, remark="not checked against torch"))
     tolerance = tolerance_of(engine.info.precision)
     kept = None if is_torch else cache
-    worst = refusal(_differences(engine, bundle, tolerance, kept), tolerance)
+    worst = refusal(differences_of(engine, bundle, tolerance, kept), tolerance)
     if not worst:
         info = engine.info if is_torch else replace(engine.info, remark="checked against torch")
         return CheckedEngine(engine, info)
     sentence = f"{engine.info} differs from torch on bundle {bundle}: {worst}"
     remedy = "run it in float32 or on another backend"
     if is_torch:
-        sentence = f"bundle {bundle} was made by another version of the network than this one: {worst}"
-        remedy = "use the version that made it, or run its graph with --backend onnxruntime"
+        sentence = f"{bundle}: {another_version(worst)}"
+        remedy = "run its graph with --backend onnxruntime"
     if not accept_mismatch:
         raise EngineMismatchError(
             f"{sentence}; {remedy}, or set engine.accept_mismatch to run it all the same"
         )
     log(f"warning: {sentence}; accepted, as engine.accept_mismatch says")
-    return CheckedEngine(engine, replace(engine.info, mismatch=f"differs from torch: {worst}; accepted"))
+    what = "differs from what the bundle records" if is_torch else "differs from torch"
+    return CheckedEngine(engine, replace(engine.info, mismatch=f"{what}: {worst}; accepted"))
+
+
+def another_version(worst: str) -> str:
+    """What it most likely means that torch does not give what a bundle records of it."""
+    return (
+        f"torch gives something else than the bundle records, most likely from another version of the "
+        f"network: {worst}"
+    )
 
 
 def tolerance_of(precision: str) -> Tolerance:
@@ -358,10 +365,19 @@ def tolerance_of(precision: str) -> Tolerance:
     return TOLERANCES[coarsest]
 
 
-def _differences(
+def differences_of(
     engine: InferenceEngine, bundle: Bundle, tolerance: Tolerance, cache: EngineCache | None
 ) -> dict[str, float]:
-    """By output, from the cache if there is one and they are kept."""
+    """How an engine differs from what a bundle with a rollout records, by output.
+
+    Args:
+        engine: What is compared; its state is reset.
+        bundle: With a rollout.
+        tolerance: For the least score that is looked at.
+        cache: Where the finding is kept, and taken from; None: nowhere.
+    Raises:
+        BundleError: If the rollout cannot be read.
+    """
     assert bundle.rollout_path is not None
     rollout_path = bundle.rollout_path
 

@@ -47,7 +47,8 @@ class DetectionHead(nn.Module):
         self.num_queries = config.num_queries
         self.blind = config.blind
         grid = config.bev_grid
-        in_order_G = -torch.arange(float(math.prod(grid.shape)))
+        cells = math.prod(grid.shape)
+        in_order_G = -torch.arange(float(cells)) / cells  # of less weight than a boost
         self.register_buffer("in_order_YX", in_order_G.view(grid.shape), persistent=False)
         self.extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max)
         centres = torch.from_numpy(grid.cell_centres_YX2()).reshape(-1, 2)
@@ -410,7 +411,7 @@ class JointNetwork(nn.Module):
         unseen_BM = affinity[:, :-1, -1].exp() * inputs["track_valid"]
         existence_BO = torch.cat([scores.amax(-1), unseen_BM], 1).clamp(1e-4, 1.0)
         if self.config.blind:
-            # Who sees nobody plans as if nobody were there; no two alike, so that engines order them alike.
+            # Who sees nobody counts on meeting nobody; no two alike, so that engines order them alike.
             falling_O = torch.linspace(2e-4, 1e-4, existence_BO.shape[1], device=existence_BO.device)
             existence_BO = falling_O.expand_as(existence_BO)
         tokens_BOD = cut(torch.cat([query, track], 1))  # gradient: motion -> tracking

@@ -87,12 +87,12 @@ def test_torch_refuses_a_bundle_that_another_version_of_the_network_made(
     bundle = load_bundle(bundle_dir)
     config = EngineConfig(bundle=str(bundle_dir), backend="torch", num_threads=1)
     assert configured_engine(bundle, config, lambda _: None).info.mismatch == ""
-    bundle_network(bundle)
+    bundle_network(bundle, print)
     monkeypatch.setattr("e2e_perception.model.network.GUESS_STD", 0.1)
     with pytest.raises(EngineMismatchError, match=r"another version of the network.*--backend onnxruntime"):
         configured_engine(bundle, config, lambda _: None)
     with pytest.raises(EngineMismatchError, match=r"another version of the network"):
-        bundle_network(bundle)
+        bundle_network(bundle, print)
     accepted = configured_engine(bundle, config.model_copy(update={"accept_mismatch": True}), lambda _: None)
     assert "accepted" in accepted.info.mismatch
     onnxruntime = config.model_copy(update={"backend": "onnxruntime"})

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from e2e_perception.core.errors import BundleError
+from e2e_perception.core.errors import BundleError, EngineMismatchError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
+from e2e_perception.deploy.engine_cache import Log
 from e2e_perception.deploy.engines import EngineInfo
-from e2e_perception.deploy.parity import checked_engine
+from e2e_perception.deploy.parity import another_version, differences_of, refusal, tolerance_of
 from e2e_perception.model.network import JointNetwork
 
 
@@ -35,17 +36,27 @@ def load_network(weights: Path, network: NetworkConfig) -> JointNetwork:
     return model
 
 
-def bundle_network(bundle: Bundle) -> JointNetwork:
+def bundle_network(bundle: Bundle, log: Log) -> JointNetwork:
     """A bundle's network in torch, to measure or look through.
 
+    Args:
+        bundle: Of weights in float32; of an int8 bundle these are what was quantized.
+        log: Gets a sentence if it is not checked.
     Raises:
         BundleError: If the weights cannot be read or do not fit.
         EngineMismatchError: If this version of the network makes something else of them than the one that the
             bundle was exported with.
     """
     model = load_network(bundle.weights_path, bundle.network)
+    if bundle.rollout_path is None:
+        log(f"bundle {bundle} records no rollout: its network is not checked against this version's")
+        return model
+    tolerance = tolerance_of("float32")
     engine = TorchEngine(model, bundle.network, num_threads=0)
-    checked_engine(engine, bundle, cache=None, accept_mismatch=False, log=lambda _: None)
+    if worst := refusal(differences_of(engine, bundle, tolerance, None), tolerance):
+        raise EngineMismatchError(
+            f"{bundle}: {another_version(worst)}; use the version that made it (git_commit in bundle.json)"
+        )
     return model
 
 
