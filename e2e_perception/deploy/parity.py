@@ -294,12 +294,7 @@ class CheckedEngine:
 
 
 def checked_engine(
-    engine: InferenceEngine,
-    bundle: Bundle,
-    *,
-    cache: EngineCache,
-    accept_mismatch: bool,
-    log: Log,
+    engine: InferenceEngine, bundle: Bundle, *, cache: EngineCache, accept_mismatch: bool, log: Log
 ) -> InferenceEngine:
     """Let an engine pass if it computes what torch computed, as the bundle's recorded rollout says.
 
