@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from e2e_perception.core.bev import BevGrid
 from e2e_perception.core.clips import MAX_LABELS, Clip
 from e2e_perception.core.network_config import LIDAR_CHANNELS, RADAR_CHANNELS, NetworkConfig
 from e2e_perception.core.trajectories import ROUTE_POINTS, ROUTE_SPACING
+
+if TYPE_CHECKING:
+    from e2e_perception.model.network import JointNetwork
 
 SMALL = NetworkConfig(
     size="small_test",
@@ -22,6 +27,23 @@ SMALL = NetworkConfig(
     plan_accelerations=(-4.0, -1.5, 0.0, 1.5),
     plan_offsets=(-1.8, 0.0, 1.8),
 )
+
+
+def untrained_network(*, seed: int = 0) -> JointNetwork:
+    """A small network that has learned nothing, but tells places apart.
+
+    The heatmap of a fresh network is so flat that rounding decides which cells become queries, which is not
+    what two engines are compared for.
+    """
+    import torch
+
+    from e2e_perception.model.network import JointNetwork
+
+    torch.manual_seed(seed)
+    model = JointNetwork(SMALL)
+    with torch.no_grad():
+        model.detection.heat.weight *= 30.0
+    return model
 
 
 def synthetic_clip(network: NetworkConfig = SMALL, *, seed: int = 0, num_frames: int = 4) -> Clip:

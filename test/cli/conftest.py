@@ -26,14 +26,12 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch = pytest.importorskip("torch", reason="torch is not installed: `pip install .[training]`")
+    pytest.importorskip("torch", reason="torch is not installed: `pip install .[training]`")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: `pip install .[training]`")
-    from synthetic import SMALL
+    from synthetic import untrained_network
 
     from e2e_perception.deploy.export import export_bundle
-    from e2e_perception.model.network import JointNetwork
 
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("bundles") / "small"
-    export_bundle(JointNetwork(SMALL), path, name="small", rig=RIG, evaluation={}, provenance={"seed": 0})
+    export_bundle(untrained_network(), path, name="small", rig=RIG, evaluation={}, provenance={"seed": 0})
     return path

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic import SMALL, synthetic_clip
+from synthetic import SMALL, synthetic_clip, untrained_network
 
 from e2e_perception.cli.main import main
 from e2e_perception.core.config import EngineConfig
@@ -64,10 +64,9 @@ RIG = Rig(
 
 @pytest.fixture(scope="module")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     out = tmp_path_factory.mktemp("bundles") / "small"
     export_bundle(
-        JointNetwork(SMALL), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
+        untrained_network(), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
     )
     return out
 
@@ -361,10 +360,9 @@ def exporter_log() -> Iterator[list[logging.LogRecord]]:
 def test_an_export_says_nothing_of_the_exporter_itself(
     tmp_path: Path, exporter_log: list[logging.LogRecord]
 ) -> None:
-    torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        export_onnx(JointNetwork(SMALL), tmp_path / "model.onnx")
+        export_onnx(untrained_network(), tmp_path / "model.onnx")
     assert not [str(w.message) for w in told if "LeafSpec" in str(w.message)]
     assert not [r.getMessage() for r in exporter_log if "torchvision" in r.getMessage()]
 

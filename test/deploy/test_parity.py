@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from synthetic import SMALL, synthetic_clip
+from synthetic import SMALL, synthetic_clip, untrained_network
 
 from e2e_perception.core.config import EngineConfig, StackConfig
 from e2e_perception.core.errors import BundleError, EngineMismatchError, InputError
@@ -340,12 +340,10 @@ def test_generated_frames_are_stored_as_their_seed_and_a_clips_frames_whole(
 
 def clip_rollout() -> RecordedRollout:
     frames = frames_of_clip(synthetic_clip(), SMALL)
-    torch = pytest.importorskip("torch", reason="torch is not installed; nothing to record")
+    pytest.importorskip("torch", reason="torch is not installed; nothing to record")
     from e2e_perception.deploy.engines.torch_engine import TorchEngine
-    from e2e_perception.model.network import JointNetwork
 
-    torch.manual_seed(0)
-    return record(TorchEngine(JointNetwork(SMALL), SMALL, num_threads=1), frames, SMALL)
+    return record(TorchEngine(untrained_network(), SMALL, num_threads=1), frames, SMALL)
 
 
 def test_a_clips_rollout_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -14,17 +14,15 @@ from e2e_perception.cli.domain import private_domain
 @pytest.fixture(scope="session")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network that has learned nothing, as a complete bundle."""
-    torch = pytest.importorskip("torch", reason="torch is not installed; the test bundle cannot be made")
+    pytest.importorskip("torch", reason="torch is not installed; the test bundle cannot be made")
     from node_harness import RIG
-    from synthetic import SMALL
+    from synthetic import untrained_network
 
     from e2e_perception.deploy.export import export_bundle
-    from e2e_perception.model.network import JointNetwork
 
-    torch.manual_seed(0)
     out = tmp_path_factory.mktemp("bundles") / "small"
     export_bundle(
-        JointNetwork(SMALL), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
+        untrained_network(), out, name="small", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 0}
     )
     return out
 

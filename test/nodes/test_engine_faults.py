@@ -49,17 +49,15 @@ def faulty(robot: Robot, domain: int, basics: dict[str, object], faults: Path) -
 @pytest.fixture(scope="module")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network as `bundle_dir`'s with other weights."""
-    torch = pytest.importorskip("torch", reason="torch is not installed; the test bundle cannot be made")
+    pytest.importorskip("torch", reason="torch is not installed; the test bundle cannot be made")
     from node_harness import RIG
-    from synthetic import SMALL
+    from synthetic import untrained_network
 
     from e2e_perception.deploy.export import export_bundle
-    from e2e_perception.model.network import JointNetwork
 
-    torch.manual_seed(1)
     out = tmp_path_factory.mktemp("bundles") / "other"
     export_bundle(
-        JointNetwork(SMALL), out, name="other", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 1}
+        untrained_network(seed=1), out, name="other", rig=RIG, evaluation={"f1": 0.0}, provenance={"seed": 1}
     )
     return out
 
