@@ -26,13 +26,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from experiment_publishing import adopt, publish
 from experiment_steps import Step, left_to_do, work_off
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2e_perception.cli.console import log
@@ -43,6 +44,8 @@ from e2e_perception.training.config import load_training_config
 FOLDER = "experiments"
 CLI = [sys.executable, "-m", "e2e_perception.cli"]
 LATENCY_FRAMES = 40
+FINGERPRINT_FRAMES = 4
+FINGERPRINT_TOLERANCE = 2e-4  # of a mean, or of 0.01; processors round differently
 
 
 class _Frozen(BaseModel):
@@ -181,7 +184,7 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
         add(f"export/{label}", "export", bundle / "bundle.json",
             ["export", run, "--out", bundle, "--name", label, "--rig", experiment.rig, "--json"],
             [f"train/{label}"],
-            functools.partial(refuse_another_graph, bundle, evaluation))  # fmt: skip
+            functools.partial(refuse_another_network, bundle, evaluation))  # fmt: skip
         steps.append(
             Step(
                 f"facts/{label}",
@@ -255,27 +258,50 @@ def move_up(directory: Path) -> None:
     directory.rmdir()
 
 
-def refuse_another_graph(bundle: Path, evaluation: Path) -> None:
+def refuse_another_network(bundle: Path, evaluation: Path) -> None:
     """What was measured of a network with other code is not added to.
 
     Raises:
-        ConfigError: If there are figures of the same network with another graph; the bundle is removed.
+        ConfigError: If there are figures of these weights with code that makes something else of them; the
+            bundle is removed.
     """
-    from e2e_perception.deploy.export import graph_digest
-
     facts = evaluation / "facts.json"
     if not facts.is_file():
         return
     known = json.loads(facts.read_text(encoding="utf-8"))
-    measured = str(known.get("graph_digest"))
-    if measured == (found := graph_digest(bundle / "model.onnx")):
+    measured, found = known.get("fingerprint", {}), fingerprint(bundle)
+    apart = [
+        f"{name} {measured.get(name)}, now {value}"
+        for name, value in found.items()
+        if name not in measured or abs(value - measured[name]) > FINGERPRINT_TOLERANCE * max(value, 0.01)
+    ]
+    if not apart:
         return
     shutil.rmtree(bundle)
     raise ConfigError(
-        f"{evaluation} is of graph {measured[:12]} (commit {known.get('commit')}), and this "
-        f"code makes graph {found[:12]} of the same network; run that commit, or measure all anew in another "
+        f"{evaluation} is of commit {known.get('commit')}, and this code makes another network of these "
+        f"weights (mean size of {', '.join(apart[:3])}); run that commit, or measure all anew in another "
         "--out with --published DIR --only-networks"
     )
+
+
+def fingerprint(bundle: Path) -> dict[str, float]:
+    """What a network computes, in a few figures: the mean size of each output over some generated frames."""
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.engines import create_engine
+    from e2e_perception.deploy.rollouts import REMEMBERED, generated_frames, run_over, strongest
+
+    opened = load_bundle(bundle)
+    sizes: dict[str, list[float]] = {}
+
+    def visit(_index: int, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        for name, values in outputs.items():
+            sizes.setdefault(name, []).append(float(np.abs(values).mean()))
+        return strongest(outputs["query_scores"][0], REMEMBERED)
+
+    engine = create_engine(opened, "onnxruntime", num_threads=1)
+    run_over(engine, generated_frames(opened.network, num_frames=FINGERPRINT_FRAMES), opened.network, visit)
+    return {name: float(f"{np.mean(values):.5g}") for name, values in sorted(sizes.items())}
 
 
 def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
@@ -301,6 +327,7 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
         # The least of many: what else this machine does cannot make it faster.
         "latency_ms": round(min(taken), 2),
         "graph_digest": graph_digest(bundle / "model.onnx"),
+        "fingerprint": fingerprint(bundle),
         "parameters": manifest["num_parameters"],
         "bundle_digest": opened.digest,
         "dataset_digests": manifest["provenance"]["dataset_digests"],

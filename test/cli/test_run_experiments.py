@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from short_drive import RIG
+from synthetic import untrained_network
 
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.deploy.export import export_bundle
+from e2e_perception.model import network
 from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -76,22 +80,43 @@ def test_what_is_there_is_not_done_again_and_a_failure_stops_only_what_needs_it(
     assert did == ["b", "after-b"]
 
 
-def test_figures_of_another_graph_are_not_added_to(
+def test_figures_of_another_network_are_not_added_to(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("e2e_perception.deploy.export.graph_digest", lambda path: f"digest of {path.name}")
+    monkeypatch.setattr(script, "fingerprint", lambda bundle: {"plan_sd": 10.0, "query_scores": 0.05})
     bundle, evaluation = tmp_path / "bundle", tmp_path / "evaluation"
     bundle.mkdir()
     evaluation.mkdir()
-    script.refuse_another_graph(bundle, evaluation)  # nothing measured yet
-    facts = {"graph_digest": "digest of model.onnx", "commit": "0123abc"}
-    (evaluation / "facts.json").write_text(json.dumps(facts))
-    script.refuse_another_graph(bundle, evaluation)
+    script.refuse_another_network(bundle, evaluation)  # nothing measured yet
+
+    def measured(**fingerprint: float) -> None:
+        facts = {"fingerprint": fingerprint, "commit": "0123abc"}
+        (evaluation / "facts.json").write_text(json.dumps(facts))
+
+    measured(plan_sd=10.0001, query_scores=0.05, gone_since=1.0)  # rounding
+    script.refuse_another_network(bundle, evaluation)
     assert bundle.is_dir()
-    (evaluation / "facts.json").write_text(json.dumps({**facts, "graph_digest": "another"}))
-    with pytest.raises(ConfigError, match=r"commit 0123abc.*--only-networks"):
-        script.refuse_another_graph(bundle, evaluation)
-    assert not bundle.exists()
+    for wrong in ({"plan_sd": 10.0, "query_scores": 0.051}, {"plan_sd": 10.0}, {}):
+        bundle.mkdir(exist_ok=True)
+        measured(**wrong)
+        with pytest.raises(ConfigError, match=r"commit 0123abc.*query_scores .*--only-networks"):
+            script.refuse_another_network(bundle, evaluation)
+        assert not bundle.exists()
+
+
+def test_a_fingerprint_tells_the_same_weights_with_another_constant(
+    script: ModuleType, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "RADAR_STD", 1.05 * network.RADAR_STD)
+    other = tmp_path / "other"
+    export_bundle(untrained_network(), other, name="small", rig=RIG, evaluation={}, provenance={"seed": 0})
+    assert (other / "weights.safetensors").read_bytes() == (bundle / "weights.safetensors").read_bytes()
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    (evaluation / "facts.json").write_text(json.dumps({"fingerprint": script.fingerprint(bundle)}))
+    script.refuse_another_network(bundle, evaluation)
+    with pytest.raises(ConfigError, match="mean size of object_futures"):
+        script.refuse_another_network(other, evaluation)
 
 
 def test_products_of_other_commands_are_refused_and_old_ones_made_again(
