@@ -129,9 +129,17 @@ def _box_losses(outputs: dict[str, Tensor], truth: Tensor, weight: Tensor) -> di
     robust = F.smooth_l1_loss(shape, torch.zeros_like(shape), beta=0.2, reduction="none")
     return {
         "box": _mean(robust.mean(-1), weight),
-        "velocity": _mean(error[..., 8:10].abs().clamp(max=20.0).mean(-1) / 10.0, weight),
+        "velocity": _mean(softened(error[..., 8:10].abs(), 20.0).mean(-1) / 10.0, weight),
         "box_nll": _mean(_nll(moving, log_var).mean(-1), weight),
     }  # fmt: skip
+
+
+def softened(error: Tensor, beyond: float) -> Tensor:
+    """An error of at least 0 as it is up to `beyond`, from there growing as its logarithm; any shape; ours.
+
+    What is far off pulls less, but it pulls: cut off, the worst would get no gradient at all.
+    """
+    return torch.minimum(error, beyond * (1.0 + (error.clamp(min=beyond) / beyond).log()))
 
 
 def _association_losses(
@@ -141,6 +149,11 @@ def _association_losses(
     matches_BQ: Tensor,
     memory_ids_BM: Tensor,
 ) -> dict[str, Tensor]:
+    """Whose each true detection is and which true tracks are gone (DeepAffinity, Sun et al. 2019).
+
+    `affinity` (B, M + 1, Q + 1) in log-probabilities, its last row "new", its last column "gone"; the rest as
+    in `frame_losses`.
+    """
     affinity = outputs["affinity"]
     num_memory = memory_ids_BM.shape[1]
     query_ids = torch.where(matches_BQ >= 0, _pick(labels["ids"], matches_BQ), -1)
@@ -176,7 +189,7 @@ def _motion_losses(
     won_log_var = outputs["object_futures_log_var"].gather(2, at)[:, :, 0]
     nll = _nll(won_error, won_log_var).mean(-1)
     return {
-        "motion": _mean(mean_BOF.gather(2, winner[..., None])[..., 0].clamp(max=25.0) / 5.0, known),
+        "motion": _mean(softened(mean_BOF.gather(2, winner[..., None])[..., 0], 25.0) / 5.0, known),
         "motion_nll": _mean(nll, valid_BOS),
         "mode": _mean(
             F.cross_entropy(outputs["mode_logits"].flatten(0, 1), winner.flatten(), reduction="none"),
