@@ -73,14 +73,17 @@ bundle: setup ## simulate what the shipped bundle saw, train a `tiny` from nothi
 	  --out $(RUN)/run --config tiny --tracking none; \
 	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
 
-results: setup ## every table of docs/results.md that comes from experiments, anew (many hours); resumable
-	@$(IN_WORKSPACE) set -e; run="python scripts/run_experiments.py"; \
+results: venv ## every table of docs/results.md that comes from experiments, anew (many hours); resumable, without ROS
+	@export $(IN_VENV); set -e; run="python scripts/run_experiments.py"; \
 	$$run learning-rate --out $(RUNS)/rate --only clips train; \
 	$$run nano --out $(RUNS)/nano; \
 	$$run ablations --out $(RUNS)/ablations --only clips train; \
-	python scripts/measure_robustness.py --bundle tiny --out $(RUNS)/robustness; \
+	python scripts/measure_drives.py --out $(RUNS)/drives; \
+	python scripts/measure_robustness.py --bundle tiny --suite test --groups lost --out $(RUNS)/lost; \
+	python scripts/measure_robustness.py --bundle tiny --suite critical --groups degraded --out $(RUNS)/degraded; \
 	python scripts/write_results.py --experiment $(RUNS)/nano --rates $(RUNS)/rate --ablations $(RUNS)/ablations \
-	  --robustness $(RUNS)/robustness/robustness.json
+	  --drives $(RUNS)/drives/drives.json --bundle tiny \
+	  --robustness $(RUNS)/lost/robustness.json $(RUNS)/degraded/robustness.json
 
 wheel-check: venv ## `pip install .` without ROS, into a throw-away environment
 	@.venv/bin/python scripts/check_wheel.py

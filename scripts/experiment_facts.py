@@ -7,6 +7,7 @@ An experiment's directory has `clips/NAME/` and `runs/LABEL/` if they were made 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def training_facts(run: Path) -> dict[str, Any]:
 
     Args:
         run: Directory of `e2e-perception train`.
+    Raises:
+        InputError: If it has made no step.
     """
     from e2e_perception.training.checkpoint import load_checkpoint
 
@@ -46,7 +49,12 @@ def training_facts(run: Path) -> dict[str, Any]:
     rows, validations = [], []
     for line in (run / "losses.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        (validations if "figures" in row else rows).append(row)
+        if "figures" in row:
+            validations.append(row)
+        elif "clips_per_s" in row:  # and not the one that says what it began with
+            rows.append(row)
+    if not rows:
+        raise InputError(f"{run / 'losses.jsonl'} has no step; expected a run of `e2e-perception train`")
     return {
         "steps": rows[-1]["step"],
         "hours": sum(size / row["clips_per_s"] for row in rows) / 3600.0,
@@ -91,10 +99,26 @@ def training_of(out: Path, label: str) -> dict[str, Any]:
     """
     run, published = out / "runs" / label, out / PUBLISHED / "runs" / f"{label}.json"
     if (run / "losses.jsonl").is_file():
-        return training_facts(run)
+        return {**training_facts(run), "minutes": minutes_of(out, label)}
     if published.is_file():
         return _read(published)
     raise InputError(f"neither {run / 'losses.jsonl'} nor {published} is there; expected one of them")
+
+
+def minutes_of(out: Path, label: str) -> float | None:
+    """How long a training took, its own driving and its validations too; None: unknown."""
+    attempts = out / "steps" / f"train-{label}.seconds"
+    if not attempts.is_file():
+        return None
+    return sum(float(line) for line in attempts.read_text(encoding="utf-8").split()) / 60.0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment_facts import PUBLISHED, datasets_of, training_of
-from experiment_steps import Step, record_of
+from experiment_steps import Step, record_of, same_recipe
 
 from e2e_perception.core.errors import ConfigError
 
@@ -124,7 +124,7 @@ def _is_done(step: Step, out: Path) -> bool:
 
 
 def _check(step: Step, made_by: Any, what: str, remedy: str) -> None:
-    if made_by != step.recipe:
+    if not isinstance(made_by, str) or not same_recipe(made_by, step.recipe):
         raise ConfigError(
             f"{what} was made by another command than {step.name}; {remedy}\n"
             f"  made by:  {made_by}\n  expected: {step.recipe}"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from e2e_perception.cli.console import log
 from e2e_perception.core.errors import ConfigError
+from e2e_perception.training.config import TrainingConfig
+
+SETTINGS = " # "  # in a recipe between a command and the training configuration that it names, as JSON
 
 
 @dataclass
@@ -39,6 +44,45 @@ def record_of(step: Step, out: Path) -> Path:
     return out / "steps" / f"{step.name.replace('/', '-')}.txt"
 
 
+def record_seconds(step: Step, out: Path) -> Path:
+    """How long each attempt at a step took [s], a line each: what was broken off and went on has several."""
+    return record_of(step, out).with_suffix(".seconds")
+
+
+def same_recipe(made_by: str, expected: str) -> bool:
+    """Whether two recipes make the same.
+
+    Settings that came up since have to be at their defaults, by which everything is as it was before.
+    """
+    (old_words, _, old), (new_words, _, new) = made_by.partition(SETTINGS), expected.partition(SETTINGS)
+    if old_words != new_words or bool(old) != bool(new):
+        return False
+    if not old:
+        return True
+    config = TrainingConfig.model_validate_json(new)
+    before = json.loads(old)
+    named = config.model_dump(mode="json", exclude_defaults=True)
+    return _holds(before, config.model_dump(mode="json")) and _knows(before, named)
+
+
+def _holds(old: Any, new: Any) -> bool:
+    """Whether everything in `old` is in `new`, and the same."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return all(key in new and _holds(value, new[key]) for key, value in old.items())
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_holds, old, new))
+    return bool(old == new)
+
+
+def _knows(old: Any, named: Any) -> bool:
+    """Whether `old` has every key of `named`."""
+    if isinstance(old, Mapping) and isinstance(named, Mapping):
+        return all(key in old and _knows(old[key], value) for key, value in named.items())
+    if isinstance(old, list) and isinstance(named, list):
+        return all(map(_knows, old, named))
+    return True
+
+
 def left_to_do(steps: Sequence[Step], out: Path) -> list[Step]:
     """Steps without a product, or whose product is older than one that it is made from.
 
@@ -52,7 +96,8 @@ def left_to_do(steps: Sequence[Step], out: Path) -> list[Step]:
             left[step.name] = step
             continue
         record = record_of(step, out)
-        if record.exists() and (made_by := record.read_text(encoding="utf-8")) != step.recipe:
+        made_by = record.read_text(encoding="utf-8") if record.exists() else step.recipe
+        if not same_recipe(made_by, step.recipe):
             raise ConfigError(
                 f"{step.name}: {step.makes} was made by another command; remove it, or use another --out\n"
                 f"  made by:  {made_by}\n  expected: {step.recipe}"
@@ -93,9 +138,13 @@ def work_off(steps: Sequence[Step], jobs: int, out: Path) -> list[str]:
 
     def timed(step: Step) -> None:
         started = time.perf_counter()
-        step.run()
+        try:
+            step.run()
+        finally:
+            step.seconds = time.perf_counter() - started
+            with record_seconds(step, out).open("a", encoding="utf-8") as attempts:
+                attempts.write(f"{step.seconds:.1f}\n")
         record_of(step, out).write_text(step.recipe, encoding="utf-8")
-        step.seconds = time.perf_counter() - started
 
     with ThreadPoolExecutor(jobs) as pool:
         while waiting or running:

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import source_tree  # noqa: F401
+
 from e2e_perception.cli.console import log, progress_bar
 from e2e_perception.cli.fan_out import Lost, fan_out
 from e2e_perception.core.errors import E2EPerceptionError

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import source_tree  # noqa: F401
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import source_tree  # noqa: F401
 from numpy.typing import NDArray
 
 from e2e_perception.cli.console import log, progress_bar

@@ -4,18 +4,23 @@
 
 Each drive is `e2e-perception drive`; one that is there already, of the same scenarios and bundle, is used
 again. What a suite excludes is left out of every row. The last column is the paired difference in success to
-`blind`.
+`blind`. Leaves `drives.json`, for `write_results.py --drives`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e2e_perception.cli.console import log, print_table
+import source_tree  # noqa: F401
+from experiment_facts import write_whole
+
+from e2e_perception.cli.console import finite, log, print_table
 from e2e_perception.core.errors import E2EPerceptionError
 from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.evaluation.outcome_tables import paired_difference, read_outcomes, summarize
@@ -33,6 +38,7 @@ POLICIES = (
     "stop",
 )
 CONTROL = "blind"
+RESULTS = "drives.json"
 HEAD = (
     "policy",
     "success",
@@ -64,9 +70,21 @@ def outcomes_of(suite_name: str, policy: str, out: Path, workers: int) -> tuple[
     return read_outcomes(directory)[0]
 
 
-def row(policy: str, outcomes: tuple[Outcome, ...], control: tuple[Outcome, ...] | None) -> list[str]:
+def figures_of(outcomes: tuple[Outcome, ...], control: tuple[Outcome, ...] | None) -> dict[str, Any]:
+    """What `summarize` says of a drive, success by road, and the difference to the control."""
+    roads: dict[str, list[int]] = {}
+    for item in outcomes:
+        found = roads.setdefault(item.family.partition("+")[0], [0, 0])
+        found[0] += item.success
+        found[1] += 1
+    figures = {**summarize(outcomes), "roads": dict(sorted(roads.items()))}
+    if control is not None and control is not outcomes:
+        figures["against_control"] = paired_difference(outcomes, control, "success")
+    return figures
+
+
+def row(policy: str, figures: Mapping[str, Any]) -> list[str]:
     """One line of the table."""
-    figures: dict[str, Any] = summarize(outcomes)
     low, high = figures["success_rate_ci95"]
     cells = [policy, f"{figures['success_rate']:.3f}", f"{low:.2f} … {high:.2f}"]
     cells += [f"{figures[name]:.3f}" for name in ("at_fault_collision_rate", "off_road_rate")]
@@ -75,9 +93,9 @@ def row(policy: str, outcomes: tuple[Outcome, ...], control: tuple[Outcome, ...]
         f"{figures['ttc_p5_s']:.2f}",
         f"{figures['jerk_p95_mps3']:.1f}",
     ]
-    if control is None or policy == CONTROL:
+    paired = figures.get("against_control")
+    if paired is None:
         return [*cells, "—"]
-    paired = paired_difference(outcomes, control, "success")
     low, high = paired["difference_ci95"]
     return [*cells, f"{paired['difference']:+.2f} ({low:+.2f} … {high:+.2f})"]
 
@@ -94,29 +112,29 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--families", action="store_true", help="success by road as well")
     arguments = parser.parse_args()
+    document: dict[str, Any] = {}
     try:
         for suite in arguments.suites:
             drives = {p: outcomes_of(suite, p, arguments.out, arguments.workers) for p in arguments.policies}
-            control = drives.get(CONTROL)
-            show(suite, [row(p, found, control) for p, found in drives.items()], HEAD, arguments.markdown)
+            figures = {p: figures_of(found, drives.get(CONTROL)) for p, found in drives.items()}
+            document[suite] = {"suite_digest": load_suite(suite).digest, "policies": figures}
+            show(suite, [row(*item) for item in figures.items()], HEAD, arguments.markdown)
             if arguments.families:
-                show(suite, *by_road(drives), arguments.markdown)
+                show(suite, *by_road(figures), arguments.markdown)
     except (E2EPerceptionError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    write_whole(arguments.out / RESULTS, json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
     return 0
 
 
-def by_road(drives: dict[str, tuple[Outcome, ...]]) -> tuple[list[list[str]], tuple[str, ...]]:
+def by_road(by_policy: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], tuple[str, ...]]:
     """Success by road, hazards or none: rows and head."""
-    roads = sorted({item.family.partition("+")[0] for found in drives.values() for item in found})
+    roads = sorted({road for figures in by_policy.values() for road in figures["roads"]})
     rows = []
-    for policy, found in drives.items():
-        cells = [policy]
-        for road in roads:
-            of_road = [item for item in found if item.family.partition("+")[0] == road]
-            cells.append(f"{sum(item.success for item in of_road)}/{len(of_road)}")
-        rows.append(cells)
+    for policy, figures in by_policy.items():
+        counts = (figures["roads"].get(road, (0, 0)) for road in roads)
+        rows.append([policy, *(f"{passed}/{driven}" for passed, driven in counts)])
     return rows, ("policy", *roads)
 
 

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import source_tree  # noqa: F401
+
 from e2e_perception.cli.console import print_table
 from e2e_perception.cli.replay import replay_bag
 from e2e_perception.cli.simulate import KINDS, write_bag

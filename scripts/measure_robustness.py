@@ -1,6 +1,7 @@
 """Drive a suite by a bundle with nothing wrong, with each sensor lost, with each degradation, and compare.
 
-    python scripts/measure_robustness.py --bundle tiny --out runs/robustness [--suite critical] [--limit 20]
+    python scripts/measure_robustness.py --bundle tiny --suite test --groups lost --out runs/lost
+    python scripts/measure_robustness.py --bundle tiny --suite critical --groups degraded --out runs/degraded
 
 Each drive is `e2e-perception drive` into a directory of its own under --out, with the schedule that it was
 given in `schedules/`. A drive that is there already, of the same bundle, scenarios and schedule, is used
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import source_tree  # noqa: F401
 import yaml
+from experiment_facts import write_whole
 
 from e2e_perception.cli.console import finite, log
 from e2e_perception.core.errors import E2EPerceptionError
@@ -36,6 +39,7 @@ from e2e_perception.simulation.suites import load_suite
 
 NOTHING = "nothing"
 RESULTS = "robustness.json"
+GROUPS = ("lost", "degraded")
 STRENGTHS = (1.0 / 3.0, 2.0 / 3.0, 1.0)
 RATES = ("success_rate", "at_fault_collision_rate")
 COMPARED = ("success", "at_fault_collision")
@@ -67,11 +71,14 @@ class Case:
     strength: float = 1.0
 
 
-def cases(rig: Rig, degradations: Sequence[str], strengths: Sequence[float]) -> Iterator[Case]:
+def cases(
+    rig: Rig, groups: Sequence[str], degradations: Sequence[str], strengths: Sequence[float]
+) -> Iterator[Case]:
     """Nothing; each sensor of a rig lost from the start, and all of a kind; each degradation by strength."""
     # An empty schedule wins over the suite's own, so that nothing is wrong indeed.
     yield Case(NOTHING, "nothing", DegradationSchedule(name=NOTHING, entries=()))
-    for kind, sensors in (("lidar", rig.lidars), ("camera", rig.cameras), ("radar", rig.radars)):
+    kinds = (("lidar", rig.lidars), ("camera", rig.cameras), ("radar", rig.radars))
+    for kind, sensors in kinds if "lost" in groups else ():
         lost = [(sensor.name, sensor.name) for sensor in sensors]
         if len(sensors) > 1:
             lost.append((f"all-{kind}s", kind))
@@ -79,7 +86,7 @@ def cases(rig: Rig, degradations: Sequence[str], strengths: Sequence[float]) -> 
             entries = [{"effect": "death", "sensors": concerned}]
             schedule = DegradationSchedule.model_validate({"name": f"lost-{name}", "entries": entries})
             yield Case(schedule.name, "lost", schedule)
-    for name in degradations:
+    for name in degradations if "degraded" in groups else ():
         schedule = load_degradation(name)
         for strength in strengths:
             yield Case(f"{schedule.name}-{strength:.2f}", "degraded", schedule, strength)
@@ -160,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", required=True, help="path, or the name of a shipped one")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--suite", default="smoke")
+    parser.add_argument("--suite", required=True, help="shipped (test, critical, …), or a file")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="what goes wrong")
     parser.add_argument("--limit", type=int, help="only the first so many episodes")
     parser.add_argument("--degradations", nargs="*", default=sorted(shipped_degradations()))
     parser.add_argument("--strengths", nargs="+", type=float, default=list(STRENGTHS))
@@ -176,15 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         intact: tuple[Outcome, ...] = ()
         results = []
-        for case in cases(bundle.rig, arguments.degradations, arguments.strengths):
+        for case in cases(bundle.rig, arguments.groups, arguments.degradations, arguments.strengths):
             outcomes = outcomes_of(case, arguments, facts)
             intact = intact or outcomes
             results.append(result(case, outcomes, intact))
     except (E2EPerceptionError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    document = json.dumps(finite({**facts, "cases": results}), indent=2, allow_nan=False)
-    (arguments.out / RESULTS).write_text(document + "\n", encoding="utf-8")
+    document = json.dumps(finite({**facts, "cases": results}), indent=1, allow_nan=False)
+    write_whole(arguments.out / RESULTS, document + "\n")
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     for found in results:
         print(f"| {' | '.join(row(found))} |")

@@ -3,9 +3,9 @@
     python scripts/run_experiments.py nano --out runs/nano [--jobs 2] [--only train evaluate …] [--dry-run]
     python scripts/run_experiments.py nano --out runs/nano --published docs/experiments/nano
 
-Every step is a command that leaves something behind; what is there already is not done again, unless it is
-older than what it is made from, and a training goes on where it stopped. OUT/steps/ says what made what: a
-product of another command is refused. Steps that do not wait for each other run side by side, each on one
+Every step is a command that leaves something behind; what is there already is not done again, unless it was
+measured of something that is newer, and a training goes on where it stopped. OUT/steps/ says what made what:
+a product of another command is refused. Steps that do not wait for each other run side by side, each on one
 thread, one seed of all groups after the other. OUT/evaluations/ holds the figures of every network,
 OUT/controls/ the drives without one, OUT/comparisons/ the paired differences.
 
@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import source_tree  # noqa: F401
 from experiment_publishing import adopt, publish
-from experiment_steps import Step, left_to_do, work_off
+from experiment_steps import SETTINGS, Step, left_to_do, work_off
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from e2e_perception.cli.console import log
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
@@ -109,6 +110,19 @@ class Experiment(_Frozen):
     classical: str | None = Field(None, description="Run whose detections the classical pipeline gets.")
     comparisons: tuple[Comparison, ...] = ()
 
+    @model_validator(mode="after")
+    def _known_groups(self) -> Experiment:
+        groups = [runs.group for runs in self.runs]
+        if len(set(groups)) < len(groups):
+            raise ValueError(f"groups need different names, got {', '.join(groups)}")
+        for name in (name for comparison in self.comparisons for name in comparison.groups):
+            if name not in groups:
+                raise ValueError(f"unknown group {name!r} in comparisons; there are {', '.join(groups)}")
+        trainings = [f"{runs.group}-{seed}" for runs in self.runs for seed in runs.seeds]
+        if self.classical is not None and self.classical not in trainings:
+            raise ValueError(f"unknown training {self.classical!r}; there are {', '.join(trainings)}")
+        return self
+
 
 def load(path_or_name: str) -> Experiment:
     """Read an experiment file, or a shipped one by its name.
@@ -167,7 +181,7 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
         arguments += ["--workers", "1", "--json", *(["--disturb"] if data.disturb else [])]
         add(f"clips/{data.name}", "clips", out / "clips" / data.name / "index.parquet", arguments)
     clips = [f"clips/{data.name}" for data in experiment.datasets]
-    settings = f" # {load_training_config(experiment.config).model_dump_json()}"
+    settings = f"{SETTINGS}{load_training_config(experiment.config).model_dump_json()}"
 
     for runs, seed in seed_by_seed(experiment.runs):
         label = f"{runs.group}-{seed}"
@@ -279,9 +293,9 @@ def refuse_another_network(bundle: Path, evaluation: Path) -> None:
         return
     shutil.rmtree(bundle)
     raise ConfigError(
-        f"{evaluation} is of commit {known.get('commit')}, and this code makes another network of these "
-        f"weights (mean size of {', '.join(apart[:3])}); run that commit, or measure all anew in another "
-        "--out with --published DIR --only-networks"
+        f"{evaluation} is of commit {known.get('measured_at_commit')}, and this code makes another network "
+        f"of these weights (mean size of {', '.join(apart[:3])}); run that commit, or measure all anew in "
+        "another --out with --published DIR --only-networks"
     )
 
 
@@ -331,10 +345,33 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
         "parameters": manifest["num_parameters"],
         "bundle_digest": opened.digest,
         "dataset_digests": manifest["provenance"]["dataset_digests"],
-        "commit": manifest["provenance"]["git_commit"],
+        "commit": manifest["provenance"]["trained_at_commit"],
+        "measured_at_commit": manifest["provenance"]["git_commit"],
     }
     evaluation.mkdir(parents=True, exist_ok=True)
     (evaluation / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def only(steps: Sequence[Step], wanted: Sequence[str]) -> list[Step]:
+    """Steps of some kinds, or with such beginnings of their names.
+
+    Raises:
+        ConfigError: If one of the words means no step.
+    """
+    for word in wanted:
+        if not any(step.kind == word or step.name.startswith(word) for step in steps):
+            kinds = ", ".join(dict.fromkeys(step.kind for step in steps))
+            raise ConfigError(
+                f"--only {word}: no such step; there are the kinds {kinds}, and names by --dry-run"
+            )
+    return [step for step in steps if step.kind in wanted or step.name.startswith(tuple(wanted))]
+
+
+def at_least_one(text: str) -> int:
+    """A number of processes, from the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def main() -> int:
@@ -342,7 +379,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("experiment", help="experiment file, or the name of a shipped one")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="steps side by side")
+    parser.add_argument(
+        "--jobs", type=at_least_one, default=len(os.sched_getaffinity(0)), help="steps side by side"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="+", help="kinds of steps, or beginnings of their names")
     parser.add_argument("--published", type=Path, help="take what is there from where it was published")
@@ -350,6 +389,8 @@ def main() -> int:
     parser.add_argument("--publish", type=Path, help="write what is finished, and end")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do")
     options = parser.parse_args()
+    if options.only_networks and options.published is None:
+        parser.error("--only-networks says what to take of --published, which is missing")
     try:
         experiment = load(options.experiment)
         steps = steps_of(experiment, options.out, options.device)
@@ -360,7 +401,7 @@ def main() -> int:
         if options.published is not None:
             steps = adopt(steps, options.out, options.published, measured=not options.only_networks)
         if options.only:
-            steps = [s for s in steps if s.kind in options.only or s.name.startswith(tuple(options.only))]
+            steps = only(steps, options.only)
         if options.dry_run:
             left = {step.name for step in left_to_do(steps, options.out)}
             for step in steps:

@@ -1,7 +1,8 @@
 """Gather what experiments left into docs/results.json, and print its tables into docs/results.md.
 
     python scripts/write_results.py --experiment runs/nano --rates runs/rate --ablations runs/ablations \
-        --robustness runs/robustness/robustness.json
+        --drives runs/drives/drives.json --bundle tiny \
+        --robustness runs/lost/robustness.json runs/degraded/robustness.json
     python scripts/write_results.py   # the tables alone, from docs/results.json
 
 The tables stand between `<!-- results: NAME -->` and `<!-- end -->`; what is around them is written by hand.
@@ -20,11 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_facts import datasets_of, training_of
+import source_tree  # noqa: F401
+from experiment_facts import datasets_of, training_of, write_whole
+from measure_drives import HEAD as DRIVE_HEAD
+from measure_drives import by_road
+from measure_drives import row as drive_row
 
-from e2e_perception.cli.console import finite
+from e2e_perception.cli.console import finite, log
 from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.provenance import git_commit
+from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.evaluation.comparison import compare
 from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
 from e2e_perception.evaluation.missions import Mission, load_mission
@@ -41,6 +47,7 @@ from e2e_perception.evaluation.standings import stand
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SIDES = ("joint", "modular")
 MISSION = "balanced"
+BASE = "fixed"  # the group of ablations to which the others are compared
 # Families in which somebody is hidden at first (docs/world.md).
 HIDDEN = ("+blocking_truck", "+crossing")
 SLICES = ("drive-critical-rain", "drive-critical-lidar-beam-loss", "drive-critical-cameras-only")
@@ -79,6 +86,25 @@ POLICIES = (
     "blind",
     "constant-velocity",
     "stop",
+)
+# Name, title, digits.
+CLIP_FIGURES = (
+    ("average_precision", "detection: average precision at 2 m", 3),
+    ("precision", "precision at score 0.3", 3),
+    ("recall", "recall at score 0.3", 3),
+    ("position_error_m", "position error [m]", 2),
+    ("heading_error_rad", "heading error [rad]", 2),
+    ("velocity_error_mps", "velocity error [m/s]", 2),
+    ("class_accuracy", "class accuracy", 3),
+    ("association_accuracy", "association accuracy", 3),
+    ("min_ade_m", "minADE over 4 s, 3 futures [m]", 2),
+    ("min_fde_m", "minFDE [m]", 2),
+    ("plan_regret", "plan regret, in the expert's prices", 2),
+    ("plan_avoidable_collision", "plan collides where another proposal does not", 3),
+    ("plan_l2_1s_m", "plan L2 at 1 s [m]", 2),
+    ("plan_l2_2s_m", "plan L2 at 2 s [m]", 2),
+    ("plan_l2_3s_m", "plan L2 at 3 s [m]", 2),
+    ("plan_collision_rate", "plan collides within 3 s", 3),
 )
 SCORES = ("recognition", "tracking", "prediction", "planning", "mean")
 
@@ -288,7 +314,9 @@ def closed_loop_table(results: Mapping[str, Any]) -> str:
 def ablation_table(results: Mapping[str, Any]) -> str:
     """Scores of validation clips by group: mean over seeds, and the seeds' range of the mean score."""
     groups = results["ablations"]["groups"]
-    base = [seed["clips_per_s"] for seed in groups["fixed"].values()]
+    base = [seed["clips_per_s"] for seed in groups.get(BASE, {}).values()]
+    if not base:
+        raise InputError(f"there is no finished training of {BASE!r}, to which the others are compared")
     rows = []
     for name, seeds in groups.items():
         runs = list(seeds.values())
@@ -302,7 +330,7 @@ def ablation_table(results: Mapping[str, Any]) -> str:
                 f"{np.median([run['clips_per_s'] for run in runs]) / np.median(base):.2f}",
             ]
         )
-    order = {"fixed": 0, "no-curriculum": 8, "no-memory": 9}
+    order = {BASE: 0, "no-curriculum": 8, "no-memory": 9}
     rows.sort(key=lambda cells: (order.get(cells[0], 1), cells[0]))
     return table(("training", "seeds", *SCORES, "mean, seeds", "speed"), rows)
 
@@ -325,7 +353,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 def cosine_table(results: Mapping[str, Any]) -> str:
     """Cosines between objectives' gradients."""
-    runs = list(results["ablations"]["groups"]["fixed"].values())
+    runs = list(results["ablations"]["groups"][BASE].values())
     names = sorted(runs[0]["cosines"])
     values = [[f"{np.mean([run['cosines'][name] for run in runs]):+.2f}".replace("-", "−") for name in names]]
     return table([name.replace("/", " · ") for name in names], values)
@@ -334,10 +362,15 @@ def cosine_table(results: Mapping[str, Any]) -> str:
 def robustness_table(results: Mapping[str, Any]) -> str:
     """Each sensor lost, each degradation."""
     rows = []
-    for found in results["robustness"]["cases"]:
+    for suite, found in (
+        (measured["suite"], case)
+        for measured in results["robustness"]["measured"]
+        for case in measured["cases"]
+    ):
         low, high = found["success_rate_ci95"]
         cells = [
-            found["degradation"],
+            f"`{suite}`",
+            found["degradation"].replace("_", " "),
             f"{found['strength']:.2f}" if found["group"] == "degraded" else "",
             f"{found['success_rate']:.2f} ({low:.2f} … {high:.2f})",
             f"{found['at_fault_collision_rate']:.2f}",
@@ -348,7 +381,54 @@ def robustness_table(results: Mapping[str, Any]) -> str:
         else:
             change = f"{against['difference']:+.2f}".replace("-", "−")
             rows.append([*cells, f"{change} ({interval(against['difference_ci95'], 2)})"])
-    return table(("what is wrong", "strength", "success", "at fault", "success against nothing wrong"), rows)
+    head = ("suite", "what is wrong", "strength", "success", "at fault", "success against nothing wrong")
+    return table(head, rows)
+
+
+def drives_table(suite: str) -> Callable[[Mapping[str, Any]], str]:
+    """Who drove a suite, by itself."""
+
+    def made(results: Mapping[str, Any]) -> str:
+        rows = [[_marked(cell) for cell in drive_row(*item)] for item in drivers(results, suite).items()]
+        return table((f"`{suite}`", *DRIVE_HEAD[1:]), rows)
+
+    return made
+
+
+def roads_table(results: Mapping[str, Any]) -> str:
+    """Successes on `test` by road."""
+    rows, head = by_road(drivers(results, "test"))
+    return table(("successes by road", *head[1:]), [[_marked(cell) for cell in cells] for cells in rows])
+
+
+def drivers(results: Mapping[str, Any], suite: str) -> dict[str, Any]:
+    """Figures of everybody who drove a suite.
+
+    Raises:
+        InputError: If nobody did.
+    """
+    suites = results["drives"]["suites"]
+    if suite not in suites:
+        raise InputError(f"nobody drove {suite!r}, only {', '.join(suites)}; run measure_drives.py on both")
+    found: dict[str, Any] = suites[suite]["policies"]
+    return found
+
+
+def _marked(cell: str) -> str:
+    """A cell, in bold if it names what this is about."""
+    return f"**{cell}**" if cell.startswith("bundle:") else cell.replace("-0.", "−0.").replace("(-", "(−")
+
+
+def clips_table(results: Mapping[str, Any]) -> str:
+    """The shipped bundle on clips, with its sensors, without, and with those of another scenario."""
+    figures = results["bundle"]["evaluation"]
+    rows = []
+    for name, title, digits in CLIP_FIGURES:
+        values = (figures.get(f"{room}{name}") for room in ("", "no_sensors/", "shuffled_sensors/"))
+        cells = ["—" if value is None else f"{value:.{digits}f}" for value in values]
+        if cells != ["—"] * 3:
+            rows.append([title, *cells])
+    return table(("figure", "full", "no sensors", "shuffled sensors"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -359,6 +439,10 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "ablations": ("ablations", ablation_table),
     "cosines": ("ablations", cosine_table),
     "robustness": ("robustness", robustness_table),
+    "drives-test": ("drives", drives_table("test")),
+    "drives-critical": ("drives", drives_table("critical")),
+    "roads": ("drives", roads_table),
+    "clips": ("bundle", clips_table),
 }
 
 
@@ -381,6 +465,21 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
     return re.sub(r"<!-- results: ([\w-]+) -->.*?<!-- end -->", renewed, text, flags=re.DOTALL)
 
 
+def refuse_no_place(section: str, text: str) -> None:
+    """What was gathered has to be shown.
+
+    Raises:
+        InputError: If a document has no place for a table of the section.
+    """
+    names = [name for name, (of, _) in TABLES.items() if of == section]
+    missing = [name for name in names if f"<!-- results: {name} -->" not in text]
+    if missing:
+        raise InputError(
+            f"there is no place for {', '.join(missing)}; put <!-- results: {missing[0]} --> and "
+            "<!-- end --> where it belongs"
+        )
+
+
 def sections(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """Those whose directory was given."""
     if options.experiment:
@@ -390,7 +489,27 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     if options.ablations:
         yield "ablations", ablation_section(options.ablations)
     if options.robustness:
-        yield "robustness", json.loads(options.robustness.read_text(encoding="utf-8"))
+        yield "robustness", {"measured": [read_figures(path, "cases") for path in options.robustness]}
+    if options.drives:
+        yield "drives", {"suites": read_figures(options.drives)}
+    if options.bundle:
+        bundle = load_bundle(options.bundle)
+        yield "bundle", {"bundle": str(bundle), "evaluation": read_figures(bundle.path / "evaluation.json")}
+
+
+def read_figures(path: Path, key: str | None = None) -> dict[str, Any]:
+    """A file of figures.
+
+    Raises:
+        InputError: If it is missing, not JSON, or has no such key.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; expected what a script of this directory left") from error
+    if not isinstance(found, dict) or (key is not None and key not in found):
+        raise InputError(f"{path} holds no {key or 'figures by name'}; expected what a script here left")
+    return found
 
 
 def main() -> int:
@@ -401,7 +520,11 @@ def main() -> int:
     parser.add_argument("--experiment", type=Path, help="directory of `run_experiments.py nano`")
     parser.add_argument("--rates", type=Path, help="of `run_experiments.py learning-rate`")
     parser.add_argument("--ablations", type=Path, help="of `run_experiments.py ablations`")
-    parser.add_argument("--robustness", type=Path, help="robustness.json of `measure_robustness.py`")
+    parser.add_argument(
+        "--robustness", type=Path, nargs="+", help="robustness.json, one or more, of `measure_robustness.py`"
+    )
+    parser.add_argument("--drives", type=Path, help="drives.json of `measure_drives.py`")
+    parser.add_argument("--bundle", help="whose evaluation on clips is shown: a path, or a shipped one")
     parser.add_argument("--results", type=Path, default=DOCS / "results.json")
     parser.add_argument("--document", type=Path, default=DOCS / "results.md")
     options = parser.parse_args()
@@ -409,13 +532,18 @@ def main() -> int:
         results: dict[str, Any] = {}
         if options.results.is_file():
             results = json.loads(options.results.read_text(encoding="utf-8"))
+        commit = git_commit()
+        text = options.document.read_text(encoding="utf-8")
         for name, section in sections(options):
-            results[name] = {"gathered_at_commit": git_commit(), **section}
+            if "-dirty" in (commit or "-dirty"):
+                log(f"{name} is gathered with changes that are in no commit; results.json will say so")
+            results[name] = {"gathered_at_commit": commit, **section}
+            refuse_no_place(name, text)
+        renewed = with_tables(text, finite(results))  # before anything is written
         if results:
             document = json.dumps(finite(results), indent=1, allow_nan=False)
-            options.results.write_text(document + "\n", encoding="utf-8")
-        text = options.document.read_text(encoding="utf-8")
-        options.document.write_text(with_tables(text, finite(results)), encoding="utf-8")
+            write_whole(options.results, document + "\n")
+        write_whole(options.document, renewed)
     except E2EPerceptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

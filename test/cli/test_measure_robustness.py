@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -24,18 +24,17 @@ from e2e_perception.evaluation.outcomes import outcome
 from e2e_perception.simulation.degradation import load_degradation
 from e2e_perception.simulation.suites import load_suite
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "measure_robustness.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SENSORS = ["top", "front", "left", "right", "all-cameras", "radar_front", "radar_left", "radar_right"]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_robustness", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["measure_robustness"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
+    try:
+        return importlib.import_module("measure_robustness")
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 class Drives:
@@ -79,7 +78,8 @@ def drives(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Drives:
 
 
 def arguments(out: Path, *more: str) -> list[str]:
-    return ["--bundle", "tiny", "--out", str(out), "--degradations", "fog", "glare", *more]
+    words = ["--bundle", "tiny", "--out", str(out), "--degradations", "fog", "glare"]
+    return [*words, *(() if "--suite" in more else ("--suite", "smoke")), *more]
 
 
 def test_it_drives_with_nothing_with_each_sensor_lost_and_with_each_degradation_by_strength(
@@ -95,6 +95,11 @@ def test_it_drives_with_nothing_with_each_sensor_lost_and_with_each_degradation_
     by_name = dict(zip(names, drives.options, strict=True))
     assert float(by_name["fog-0.33"]["--strength"]) == 1.0 / 3.0
     assert {(o["--suite"], o["--views"]) for o in drives.options} == {("smoke", "none")}
+    drives.options.clear()
+    for group, expected in (("lost", names[: len(SENSORS) + 2]), ("degraded", ["nothing", *names[-6:]])):
+        assert script.main(arguments(tmp_path / group, "--groups", group)) == 0
+        assert [Path(options["--out"]).name for options in drives.options] == expected
+        drives.options.clear()
     rig = load_bundle("tiny").rig
     for name, sensors in (("lost-front", {"front"}), ("lost-all-radars", {s.name for s in rig.radars})):
         entry = load_degradation(by_name[name]["--degrade"]).entries[0]
@@ -143,6 +148,8 @@ def test_what_was_driven_otherwise_is_driven_again(
         "tiny",
         "--out",
         str(tmp_path / "out"),
+        "--suite",
+        "smoke",
         "--degradations",
         str(mine),
         "--strengths",

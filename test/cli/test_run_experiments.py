@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from short_drive import RIG
 from synthetic import untrained_network
 
-from e2e_perception.core.errors import ConfigError
+from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.deploy.export import export_bundle
 from e2e_perception.model import network
 from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_checkpoint
+from e2e_perception.training.config import Stage, TrainingConfig
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+PUBLISHED = ROOT / "docs" / "experiments" / "nano"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_figures_of_another_network_are_not_added_to(
     script.refuse_another_network(bundle, evaluation)  # nothing measured yet
 
     def measured(**fingerprint: float) -> None:
-        facts = {"fingerprint": fingerprint, "commit": "0123abc"}
+        facts = {"fingerprint": fingerprint, "measured_at_commit": "0123abc"}
         (evaluation / "facts.json").write_text(json.dumps(facts))
 
     measured(plan_sd=10.0001, query_scores=0.05, gone_since=1.0)  # rounding
@@ -335,3 +339,95 @@ def test_an_unknown_key_of_an_experiment_is_refused(script: ModuleType, tmp_path
     path.write_text("config: nano\ndatasets: []\nruns: []\nluck: 1\n")
     with pytest.raises(ConfigError, match="luck"):
         script.load(str(path))
+
+
+def refused(script: ModuleType, tmp_path: Path, **changes: object) -> str:
+    document = {"config": "nano-short", "datasets": [{"name": "clean"}], "runs": RUNS, **changes}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError) as error:
+        script.load(str(tmp_path / "e.yaml"))
+    return str(error.value)
+
+
+RUNS = [{"group": "a", "seeds": [0]}, {"group": "b", "seeds": [0]}]
+
+
+def test_who_is_compared_or_followed_has_to_be_trained(script: ModuleType, tmp_path: Path) -> None:
+    told = refused(script, tmp_path, comparisons=[{"groups": ["a", "c"]}])
+    assert "unknown group 'c'" in told and "there are a, b" in told
+    assert "unknown training 'a-1'; there are a-0, b-0" in refused(script, tmp_path, classical="a-1")
+    assert "different names, got a, a" in refused(script, tmp_path, runs=[RUNS[0], RUNS[0]])
+
+
+def test_words_that_mean_no_step_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    steps = script.steps_of(script.load("nano"), tmp_path, "cpu")
+    some = script.only(steps, ["train", "drive-test/joint"])
+    assert {step.kind for step in some} == {"train", "drive"}
+    with pytest.raises(ConfigError, match="--only trian: no such step; there are the kinds clips, train"):
+        script.only(steps, ["train", "trian"])
+
+
+def test_settings_that_came_up_since_change_nothing_as_long_as_they_are_at_their_defaults(
+    script: ModuleType,
+) -> None:
+    same = sys.modules["experiment_steps"].same_recipe
+    settings = TrainingConfig(stages=(Stage(name="all", steps=5),)).model_dump(mode="json")
+
+    def recipe(words: str = "train --out x", **changes: object) -> str:
+        return f"{words} # {json.dumps({**settings, **changes})}"
+
+    def older(key: str) -> str:
+        return f"train --out x # {json.dumps({k: v for k, v in settings.items() if k != key})}"
+
+    assert same(recipe(), recipe()) and same("drive", "drive") and not same("drive", "drive --fast")
+    assert same(older("memory"), recipe())
+    assert not same(older("memory"), recipe(memory=False)), "it is not what it was"
+    assert not same(recipe(seed=1), recipe()) and not same(recipe(forgotten=1), recipe())
+    assert not same(recipe("train"), recipe()) and not same("train --out x", recipe())
+    stage = settings["stages"][0]
+    young = {k: v for k, v in stage.items() if k != "adversarial"}
+    assert same(recipe(stages=[young]), recipe())
+    assert not same(recipe(stages=[young]), recipe(stages=[{**stage, "adversarial": 0.5}]))
+    assert not same(recipe(stages=[stage, stage]), recipe())
+
+
+def test_the_published_experiment_is_still_taken(script: ModuleType, tmp_path: Path) -> None:
+    steps = script.steps_of(script.load("nano"), tmp_path, "cpu")
+    names = {step.name for step in steps}
+    left = {step.name for step in script.adopt(steps, tmp_path, PUBLISHED)}
+    for side in ("joint", "modular"):
+        for seed in range(3):
+            assert {f"drive-test/{side}-{seed}", f"train/{side}-{seed}"} <= names
+            assert f"drive-test/{side}-{seed}" not in left
+            facts = json.loads((tmp_path / "evaluations" / f"{side}-{seed}" / "facts.json").read_text())
+            trained = load_checkpoint(tmp_path / "runs" / f"{side}-{seed}").facts["git_commit"]
+            assert facts["commit"] == trained and facts["fingerprint"]
+
+
+def test_a_training_says_how_long_it_took_with_everything(script: ModuleType, tmp_path: Path) -> None:
+    facts = sys.modules["experiment_facts"]
+    assert facts.minutes_of(tmp_path, "a-0") is None
+    tries = iter([True, False])
+
+    def run() -> None:
+        if next(tries):
+            raise ConfigError("broken off")
+        (tmp_path / "done").touch()
+
+    step = script.Step("train/a-0", "train", tmp_path / "done", run)
+    assert script.work_off([step], 1, tmp_path) == ["train/a-0"]
+    assert script.work_off([step], 1, tmp_path) == []
+    assert len((tmp_path / "steps" / "train-a-0.seconds").read_text().split()) == 2
+    (tmp_path / "steps" / "train-a-0.seconds").write_text("90.0\n30.0\n")
+    assert facts.minutes_of(tmp_path, "a-0") == 2.0
+
+
+def test_a_training_without_a_step_has_no_facts(script: ModuleType, tmp_path: Path) -> None:
+    train_by_hand(script, tmp_path)
+    facts, run = sys.modules["experiment_facts"], tmp_path / "runs" / "joint-0"
+    began = json.dumps({"step": 0, "init": "tiny", "fresh": []})
+    (run / "losses.jsonl").write_text(began + "\n" + (run / "losses.jsonl").read_text())
+    assert facts.training_facts(run)["clips_per_s"] == 4.0
+    (run / "losses.jsonl").write_text(began + "\n")
+    with pytest.raises(InputError, match=r"losses.jsonl has no step"):
+        facts.training_facts(run)

@@ -62,6 +62,67 @@ def test_a_place_for_nothing_is_an_error(script: ModuleType) -> None:
         script.with_tables("<!-- results: ablations --><!-- end -->", {})
 
 
+def test_what_was_gathered_has_a_place_or_nothing_is_written(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, results = tmp_path / "results.md", tmp_path / "results.json"
+    measured = tmp_path / "robustness.json"
+    place = "<!-- results: robustness --><!-- end -->"
+    document.write_text("nothing here\n")
+
+    def write(*more: str) -> int:
+        words = ["write_results.py", "--results", str(results), "--document", str(document), *more]
+        monkeypatch.setattr(sys, "argv", words)
+        return int(script.main())
+
+    assert write("--robustness", str(measured)) == 2
+    assert "robustness.json: [Errno 2]" in capsys.readouterr().err
+    measured.write_text("{}")
+    assert write("--robustness", str(measured)) == 2
+    assert "holds no cases" in capsys.readouterr().err
+    measured.write_text(json.dumps({"suite": "test", "cases": []}))
+    assert write("--robustness", str(measured)) == 2
+    assert "there is no place for robustness" in capsys.readouterr().err
+    document.write_text(place + "<!-- results: roads --><!-- end -->")
+    assert write("--robustness", str(measured)) == 2
+    assert "needs section 'drives'" in capsys.readouterr().err
+    assert not results.exists() and "| suite |" not in document.read_text()
+    document.write_text(place)
+    assert write("--robustness", str(measured), str(measured)) == 0
+    assert len(json.loads(results.read_text())["robustness"]["measured"]) == 2
+    assert "| suite | what is wrong |" in document.read_text()
+
+
+def test_ablations_need_what_they_are_compared_to(script: ModuleType) -> None:
+    with pytest.raises(InputError, match="no finished training of 'fixed'"):
+        script.with_tables(
+            "<!-- results: ablations --><!-- end -->", {"ablations": {"groups": {"mgda": {"0": run(0.4)}}}}
+        )
+
+
+def test_drives_are_shown_with_the_bundle_marked(script: ModuleType) -> None:
+    one = outcome(bare_record())
+    good = tuple(replace(one, scenario=f"s/{n}", family="exit+debris") for n in range(4))
+    bad = tuple(replace(item, success=False, family="merge") for item in good)
+    drives = sys.modules["measure_drives"]
+    policies = {"blind": drives.figures_of(bad, bad), "bundle:tiny": drives.figures_of(good, bad)}
+    results = {"drives": {"suites": {"test": {"policies": policies}}}}
+    shown = script.with_tables("<!-- results: drives-test --><!-- end -->", results)
+    assert "| blind | 0.000 |" in shown and "| **bundle:tiny** | 1.000 |" in shown
+    assert "| +1.00 (+1.00 … +1.00) |" in shown
+    roads = script.with_tables("<!-- results: roads --><!-- end -->", results)
+    assert "| successes by road | exit | merge |" in roads and "| **bundle:tiny** | 4/4 | 0/0 |" in roads
+    with pytest.raises(InputError, match="nobody drove 'critical', only test"):
+        script.with_tables("<!-- results: drives-critical --><!-- end -->", results)
+
+
+def test_the_bundle_on_clips_is_shown_as_far_as_it_was_measured(script: ModuleType) -> None:
+    evaluation = {"plan_regret": 1.594, "no_sensors/plan_regret": 4.41, "recall": 0.931}
+    shown = script.with_tables("<!-- results: clips --><!-- end -->", {"bundle": {"evaluation": evaluation}})
+    assert "| plan regret, in the expert's prices | 1.59 | 4.41 | — |" in shown
+    assert "| recall at score 0.3 | 0.931 | — | — |" in shown and "minADE" not in shown
+
+
 def test_three_trainings_on_the_same_scenarios_are_not_three_times_as_many(script: ModuleType) -> None:
     one = outcome(bare_record())
     base = [replace(one, scenario=f"s/{n}", success=n % 2 == 0) for n in range(40)]
