@@ -12,7 +12,7 @@ from e2e_perception.core.bev import BevGrid
 
 # Named columns of the outputs; the order is part of the tensor contract.
 BOX_FIELDS = ("x", "y", "z", "log_length", "log_width", "log_height", "sin_yaw", "cos_yaw", "vx", "vy")
-BOX_STD_FIELDS = ("x", "y", "vx", "vy")  # columns of `object_log_var`
+BOX_STD_FIELDS = ("x", "y", "vx", "vy")  # columns of `query_log_var`
 EGO_FIELDS = (
     "speed",
     "yaw_rate",

@@ -97,7 +97,8 @@ class RadarVelocity(nn.Module):
 
     A return measures the part of the velocity along its line of sight. Whoever moves along their heading h
     at speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d).
-    Returns from across, where h . d is small, say little and weigh little.
+    Returns from across, where h . d is small, say little and weigh little. What keeps the division finite
+    there (ours) takes a twentieth off the speed of who comes straight on.
     """
 
     ALONG, ACROSS = (-1.0, -0.5, 0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)  # in half lengths and half widths
@@ -192,7 +193,8 @@ class BoxHead(nn.Module):
         guess = 10.0 * raw[..., 6:8]
         instant = guess + worth * (radar - guess)
         log_instant_std = math.log(GUESS_STD) + worth * math.log(RADAR_STD / GUESS_STD)
-        # What it says with memory. The logit of 1 / (n + 1) is -log n.
+        # What it says with memory: the share that its variance leaves to memory's is the gain of a Kalman
+        # filter (Kalman 1960), corrected by what is learned. The logit of 1 / (n + 1) is -log n.
         steps = (sightings_BQ1 - 1.0).clamp(1.0, MAX_SIGHTINGS)
         gain = (raw[..., 12:14] - steps.log()).sigmoid()
         filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
@@ -207,7 +209,8 @@ class Associator(nn.Module):
     """Affinity between remembered tracks and detections, and the soft update it drives.
 
     Log-probabilities in both directions as in DeepAffinity (Sun et al. 2019); the soft assignment that lets
-    later losses reach detection follows ADA-Track (Ding et al. 2024), without its decoder layers.
+    later losses reach detection follows ADA-Track (Ding et al. 2024), without its decoder layers. Pairs are
+    compared by their tokens and, ours, by how far they are apart, also as a Gaussian of it.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -290,7 +293,9 @@ INTENTIONS = (0.0, -2.5, 1.2, -1.0, 0.5, -5.0)
 class MotionHead(nn.Module):
     """F Gaussian futures per object around anchors (MultiPath, Chai et al. 2019).
 
-    The anchors are going on, braking to a stop and speeding up; the offsets around them are learned.
+    The anchors are going on, braking to a stop and speeding up; the offsets around them are learned, as
+    velocities, with standard deviations that grow with time alike (ours). Agents look at each other as in
+    Scene Transformer (Ngiam et al. 2022), the less the less sure it is that they exist (ours).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -312,6 +317,10 @@ class MotionHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Predict.
 
+        Args:
+            tokens_BOD, boxes_BO10: Objects, columns `BOX_FIELDS`.
+            log_existence_BO: Logarithm of the chance that each exists.
+            bev_BCYX: Features with memory.
         Returns:
             Object tokens after interaction (B, O, D), mode logits (B, O, F), positions (B, O, F, S, 2) [m],
             log-variances (B, O, F, S, 2).

@@ -282,7 +282,8 @@ class Planner(nn.Module):
             ],
             -1,
         )
-        # ... and what has been learned on top of them.
+        # ... and what has been learned on top of them: as logits, from logarithms, so that a formula of 0 is
+        # a risk of nearly 0 until something else is learned (ours).
         squeezed = torch.cat([terms[..., :1], (terms + SURE_OVERLAP).log() / 3.0], -1)
         logits = self.score(torch.cat([token, squeezed, (hits + SURE_OVERLAP).log() / 3.0], -1))
         goodness = logits[..., 0] - (terms * self.trust_K.exp()).sum(-1)
@@ -292,7 +293,7 @@ class Planner(nn.Module):
         return sd, costs, torch.stack([goodness, risk], -1)
 
     def _coast(self, sd_BPS2: Tensor) -> Tensor:
-        """Where each proposal is while the robot stops after the horizon: (B, P, U - S, 2) [m]."""
+        """Where each proposal is while the robot stops after the horizon: (B, P, U - S, 2) [m]; ours."""
         speed = (sd_BPS2[:, :, -1:, 0] - sd_BPS2[:, :, -2:-1, 0]).relu() / self.step_s
         t = torch.minimum(self.coast_S, speed / STOPPING)
         s = sd_BPS2[:, :, -1:, 0] + speed * t - 0.5 * STOPPING * t * t
@@ -308,7 +309,11 @@ class Planner(nn.Module):
         futures_BOFS2: Tensor,
         log_var_BOFS2: Tensor,
     ) -> Tensor:
-        """Chance of meeting anybody at each instant, (B, P, U): horizon, then coming to a stop."""
+        """Chance of meeting anybody at each instant, (B, P, U): horizon, then coming to a stop.
+
+        Summed over objects and futures, which bounds the chance of their union from above (Boole); that who
+        comes from behind counts less is ours.
+        """
         # After the horizon everybody goes on as at its end.
         last = futures_BOFS2[:, :, :, -1:]
         onward = (last - futures_BOFS2[:, :, :, -2:-1]) / self.step_s
