@@ -30,7 +30,7 @@ from measure_drives import row as drive_row
 from e2e_perception.cli.console import finite, log
 from e2e_perception.core.errors import E2EPerceptionError, InputError
 from e2e_perception.core.provenance import git_commit
-from e2e_perception.deploy.bundle import load_bundle
+from e2e_perception.deploy.bundle import EVALUATION, load_bundle
 from e2e_perception.evaluation.comparison import compare
 from e2e_perception.evaluation.evaluations import Evaluation, outcome_table, read_evaluations
 from e2e_perception.evaluation.missions import Mission, load_mission
@@ -494,7 +494,7 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         yield "drives", {"suites": read_figures(options.drives)}
     if options.bundle:
         bundle = load_bundle(options.bundle)
-        yield "bundle", {"bundle": str(bundle), "evaluation": read_figures(bundle.path / "evaluation.json")}
+        yield "bundle", {"bundle": str(bundle), "evaluation": read_figures(bundle.path / EVALUATION)}
 
 
 def read_figures(path: Path, key: str | None = None) -> dict[str, Any]:

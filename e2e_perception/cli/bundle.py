@@ -1,4 +1,4 @@
-"""`bundle inspect`, `bundle verify` and `bundle record-rollout`."""
+"""`bundle inspect`, `bundle verify`, `bundle record-rollout` and `bundle add-evaluation`."""
 
 from __future__ import annotations
 
@@ -123,3 +123,51 @@ def record_rollout(
         emit_json(facts)
     else:
         print_table("Recorded", ("what", "value"), [(k, str(v)) for k, v in facts.items()], wide=True)
+
+
+@app.command("add-evaluation")
+def add_evaluation(
+    path: BundleArgument,
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIRECTORY",
+            help="What was measured of it: an evaluation directory (docs/comparison.md).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False),
+    ],
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="A known fault, a sentence, for the model card; repeatable.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a bundle and put what was measured of it into its evaluation and model card.
+
+    DIRECTORY is the `--out` of `evaluate --suite`, with those of `drive --suite` in it as `drive-SUITE`. What
+    was measured of another bundle, of a part of a suite or with something degraded is refused. The copy has
+    another digest; its graph and weights are the same.
+
+    Example: `e2e-perception bundle add-evaluation tiny runs/tiny --out resource/bundles/tiny`
+    """
+    from e2e_perception.deploy.bundle import load_bundle
+    from e2e_perception.deploy.bundle_writing import with_evaluation
+    from e2e_perception.evaluation.bundle_figures import bundle_figures
+
+    bundle = load_bundle(path)
+    figures = bundle_figures(directory, str(bundle), bundle.digest)
+    with_evaluation(bundle, out, figures, limit or ())
+    facts = {
+        "path": str(out),
+        "name": bundle.name,
+        "digest": load_bundle(out).digest,
+        "figures": len(figures),
+    }
+    if as_json:
+        emit_json(facts)
+    else:
+        print_table("Added", ("what", "value"), [(k, str(v)) for k, v in facts.items()], wide=True)

@@ -167,7 +167,7 @@ def _check_inputs(bags: list[Path], recipe: Recipe, stores: list[ClipStore], out
     from e2e_perception.cli.ingest_bag import digest_of_bag, rig_of, scenario_of, types_of
     from e2e_perception.data.clip_store import split_of
     from e2e_perception.data.splits import SPLITS
-    from e2e_perception.deploy.export import check_place
+    from e2e_perception.deploy.bundle_writing import check_place
 
     check_place(out / "bundle")
     for bag in bags:

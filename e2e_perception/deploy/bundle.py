@@ -32,7 +32,8 @@ from e2e_perception.deploy.contract import TensorContract, tensor_contract
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
-REQUIRED_FILES = (MANIFEST, "model.onnx", "weights.safetensors", "evaluation.json", "MODEL_CARD.md")
+EVALUATION = "evaluation.json"
+REQUIRED_FILES = (MANIFEST, "model.onnx", "weights.safetensors", EVALUATION, "MODEL_CARD.md")
 ROLLOUT = "rollout.npz"
 NOT_CHECKED = "not checked"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,8 @@ from e2e_perception.core.config import PlanningConfig
 from e2e_perception.core.errors import BundleError, EngineMismatchError
 from e2e_perception.core.network_config import COST_TERMS, NetworkConfig
 from e2e_perception.core.rig import Rig
-from e2e_perception.deploy.bundle import (
-    MANIFEST,
-    ROLLOUT,
-    SCHEMA_VERSION,
-    Bundle,
-    load_bundle,
-    write_checksums,
-)
+from e2e_perception.deploy.bundle import ROLLOUT, SCHEMA_VERSION, Bundle
+from e2e_perception.deploy.bundle_writing import check_place, fresh_bundle, write_description
 from e2e_perception.deploy.contract import TensorContract, tensor_contract
 from e2e_perception.deploy.engine_graph import HALF_TYPES, engine_graph, rounded_in_float32
 from e2e_perception.deploy.engines import InferenceEngine
@@ -238,9 +230,7 @@ def export_bundle(
             "difference": parity[worst],
             "recorded": recorded.frames.source,
         }
-        (fresh / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-        (fresh / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
-        (fresh / "MODEL_CARD.md").write_text(model_card(manifest, evaluation), encoding="utf-8")
+        write_description(fresh, manifest, evaluation)
     return parity
 
 
@@ -332,81 +322,3 @@ def with_rollout(bundle: Bundle, out: Path, rollouts: Sequence[RolloutFrames] = 
 
 def _generated(network: NetworkConfig) -> list[RolloutFrames]:
     return [generated_frames(network, seed=seed) for seed in range(4)]
-
-
-@contextmanager
-def fresh_bundle(out: Path) -> Iterator[Path]:
-    """A directory to fill; it becomes the bundle `out` if nothing is raised.
-
-    Raises:
-        BundleError: If something other than a bundle is at `out`, or what was written is none.
-    """
-    check_place(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        fresh = Path(scratch) / "bundle"
-        fresh.mkdir()
-        yield fresh
-        for file in fresh.iterdir():
-            file.chmod(0o644)  # safetensors would keep it to its writer; bundles are for the robot's users
-        write_checksums(fresh)
-        load_bundle(fresh)
-        fresh.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
-
-
-def check_place(out: Path) -> None:
-    """Refuse a place for a bundle where something else is.
-
-    Raises:
-        BundleError: If there is.
-    """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} is there already and is no bundle; name another directory")
-
-
-def to_json(value: Mapping[str, Any]) -> str:
-    """As files of a bundle hold it: the same content gives the same bytes."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
-def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """The text for people, from a bundle's manifest and figures."""
-    provenance = manifest["provenance"]
-    rows = "\n".join(
-        f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
-        for key, value in sorted(evaluation.items())
-        if isinstance(value, int | float | str)
-    )
-    facts = "\n".join(f"- {key}: {value}" for key, value in sorted(provenance.items()))
-    return f"""# {manifest["name"]}
-
-Joint detection, tracking, motion prediction and planning; {manifest["num_parameters"]:,} parameters, size
-`{manifest["network"]["size"]}`, trained for the rig `{manifest["rig"]["name"]}`.
-
-## Intended use
-
-Research and development on robots under supervision, and as the CPU default of e2e_perception. It was
-trained on simulated traffic; it has not been validated for driving a vehicle among people.
-
-## Training
-
-{facts}
-
-## Measured
-
-On held-out clips, open loop; `no_sensors/` and `shuffled_sensors/` are the controls of `e2e-perception
-evaluate`, `constant_velocity` goes on as before, `parent/` is the bundle that this one was trained on from.
-
-| figure | value |
-| --- | --- |
-{rows}
-
-## Limits
-
-- Trained on simulated sensors alone; on real ones expect more misses and false alarms than measured here.
-- Roads are nearly flat, lanes are marked, there are no traffic lights.
-- Classes: {", ".join(manifest["classes"])}.
-"""

@@ -24,11 +24,12 @@ from onnxruntime.quantization import (
 )
 
 from e2e_perception.core.errors import BundleError, EngineMismatchError
-from e2e_perception.deploy.bundle import MANIFEST, ROLLOUT, Bundle
+from e2e_perception.deploy.bundle import ROLLOUT, Bundle
+from e2e_perception.deploy.bundle_writing import fresh_bundle, write_description
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from e2e_perception.deploy.engines.torch_engine import load_network
-from e2e_perception.deploy.export import fresh_bundle, model_card, settled_rollout, to_json
+from e2e_perception.deploy.export import settled_rollout
 from e2e_perception.deploy.parity import compare, refusal, tolerance_of
 from e2e_perception.deploy.rollouts import RolloutFrames, Tensors, save_rollout
 
@@ -102,9 +103,7 @@ def quantize_bundle(
         }
         # The parent's figures are not this graph's; `evaluate --suite` measures them.
         evaluation = {f"difference_from_torch/{name}": value for name, value in found.items()}
-        (fresh / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-        (fresh / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
-        (fresh / "MODEL_CARD.md").write_text(model_card(manifest, evaluation), encoding="utf-8")
+        write_description(fresh, manifest, evaluation)
     return found
 
 

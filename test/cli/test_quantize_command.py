@@ -1,17 +1,21 @@
-"""`quantize` and `bundle record-rollout` on clips made by hand."""
+"""`quantize`, `bundle record-rollout` and `bundle add-evaluation` on what was made by hand."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from episode_records import bare_record
 from synthetic import synthetic_clip
 
 from e2e_perception.cli.main import main
 from e2e_perception.data.clip_store import ClipWriter, split_of
 from e2e_perception.deploy.bundle import load_bundle
+from e2e_perception.evaluation.outcome_tables import summarize, write_outcomes
+from e2e_perception.evaluation.outcomes import outcome
 
 pytest.importorskip("torch", reason="torch is not installed; quantizing needs it")
 
@@ -65,3 +69,72 @@ def test_clips_of_another_size_are_one_sentence(
     assert "size tiny expects" in " ".join(error.split())
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def measured(bundle: Path, tmp_path: Path) -> Path:
+    """An evaluation directory of the bundle."""
+    opened, directory = load_bundle(bundle), tmp_path / "measured"
+    drive = directory / "drive-smoke"
+    outcomes = [replace(outcome(bare_record()), success=n > 0, scenario=f"s/{n}") for n in range(4)]
+    facts = {"policy": f"bundle:{opened}", "suite": "smoke", "limit": None, "degradation": None}
+    write_outcomes(drive, outcomes, {**facts, **summarize(outcomes)})
+    document = {"bundle_digest": opened.digest, "suite": "validation", "scenarios": 60, "limit": None}
+    document["figures"] = {"detection/map": 0.5, "tracking/hota": 0.25}
+    (directory / "perception.json").write_text(json.dumps(document))
+    return directory
+
+
+def test_what_was_measured_of_a_bundle_is_put_into_it(
+    bundle: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "described"
+    words = ["bundle", "add-evaluation", str(bundle), str(measured), "--limit", "It is late.", "--json"]
+    assert main([*words, "--out", str(out)]) == 0
+    before, after = load_bundle(bundle), load_bundle(out)
+    assert json.loads(capsys.readouterr().out)["digest"] == after.digest != before.digest
+    assert after.manifest["provenance"]["measured_of"] == before.digest
+    for name in ("model.onnx", "weights.safetensors", "rollout.npz"):
+        assert (out / name).read_bytes() == (bundle / name).read_bytes()
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert (
+        evaluation["drive/smoke/success_rate"] == 0.75 and evaluation["stack/validation/detection/map"] == 0.5
+    )
+    card = (out / "MODEL_CARD.md").read_text()
+    for line in ("### Driving in closed loop", "| smoke/success_rate | 0.75 |", "- It is late."):
+        assert line in card
+    # Measured again, the old figures of the same suite go; the fault that was named stays.
+    document = json.loads((measured / "perception.json").read_text())
+    document |= {"bundle_digest": after.digest, "figures": {"detection/map": 0.75}}
+    (measured / "perception.json").write_text(json.dumps(document))
+    shutil.rmtree(measured / "drive-smoke")
+    assert main(["bundle", "add-evaluation", str(out), str(measured), "--out", str(out)]) == 0
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["stack/validation/detection/map"] == 0.75 and "drive/smoke/success_rate" in evaluation
+    assert "stack/validation/tracking/hota" not in evaluation
+    assert "- It is late." in (out / "MODEL_CARD.md").read_text()
+
+
+def test_what_was_measured_of_another_or_in_part_is_not_put_into_a_bundle(
+    bundle: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> str:
+        out = tmp_path / "described"
+        assert main(["bundle", "add-evaluation", str(bundle), str(measured), "--out", str(out)]) == 2
+        assert not out.exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    path = measured / "perception.json"
+    document = json.loads(path.read_text())
+    for change, told in (
+        ({"limit": 3}, "with limit 3; expected a whole suite"),
+        ({"degradation": "fog"}, "with degradation 'fog'"),
+        ({"bundle_digest": "abc"}, "was measured of abc; expected"),
+    ):
+        path.write_text(json.dumps({**document, **change}))
+        assert told in refused()
+    path.unlink()
+    (measured / "drive-smoke").rename(measured / "drive-test")
+    assert "is of suite 'smoke'; expected drive-smoke" in refused()
+    shutil.rmtree(measured / "drive-test")
+    assert "holds none of perception.json" in refused()
