@@ -37,9 +37,12 @@ TYPES: dict[str, str] = {
     "Misc": "truck",
     "Pedestrian": "pedestrian",
     "Person_sitting": "pedestrian",
+    "Person": "pedestrian",  # what the labels of tracking call one who sits
     "Cyclist": "cyclist",
 }
 AB3DMOT_TYPES = {1: "Pedestrian", 2: "Car", 3: "Cyclist"}
+# As the labels of tracking have it, and TrackEval knows it, where those of object detection differ.
+TRACKING_TYPES = {"Person_sitting": "Person"}
 IGNORED = "DontCare"  # a region of the picture, no object
 AB3DMOT_COLUMNS = ("frame", "type", "x1", "y1", "x2", "y2", "score", *"hwlxyz", "rotation_y", "alpha")
 OBJECT_COLUMNS = (
@@ -278,7 +281,8 @@ def write_frame(file: TextIO, frame: KittiFrame) -> None:
         bbox = " ".join(f"{value:.2f}" for value in found.bbox_4)
         box = (found.height, found.width, found.length, *found.location_3, found.rotation_y, found.score)
         numbers = " ".join(f"{value:.6f}" for value in box)
-        file.write(f"{frame.number} {found.track_id} {found.type} -1 -1 {found.alpha:.6f} {bbox} {numbers}\n")
+        kind = TRACKING_TYPES.get(found.type, found.type)
+        file.write(f"{frame.number} {found.track_id} {kind} -1 -1 {found.alpha:.6f} {bbox} {numbers}\n")
 
 
 # --- boxes --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from e2e_perception.core.config import PlanningConfig
 from e2e_perception.core.errors import InputError
@@ -14,8 +15,10 @@ from e2e_perception.core.network_config import COST_TERMS, EGO_FIELDS
 from e2e_perception.core.trajectories import base_from_route_coordinates
 from e2e_perception.data.clip_store import ClipStore
 from e2e_perception.data.dataset import ClipDataset
+from e2e_perception.evaluation.bev_maps import BevMapMetrics
 from e2e_perception.evaluation.open_loop import OpenLoopMetrics, footprint_overlap
 from e2e_perception.model.network import JointNetwork
+from e2e_perception.model.targets import occupancy_targets
 from e2e_perception.training.rollout import ENCODED_INPUTS, rollout
 
 EGO = {"length": 4.6, "width": 1.9, "center_x": 1.4}
@@ -48,7 +51,7 @@ def evaluate_open_loop(
         batch_clips: Clips per batch.
         progress: Called with (clips done, clips in all).
     Returns:
-        Figures by name, see `OpenLoopMetrics`.
+        Figures by name, see `OpenLoopMetrics` and `BevMapMetrics`.
     Raises:
         InputError: If there are no clips.
     """
@@ -58,7 +61,8 @@ def evaluate_open_loop(
     partner_of = partners([str(store.rows[index]["scenario"]) for store, index in clips])
     dataset = ClipDataset(clips, model.config)
     times = model.config.times_T
-    metrics = OpenLoopMetrics(times)
+    metrics, map_metrics = OpenLoopMetrics(times), BevMapMetrics()
+    centres_YX2 = torch.from_numpy(model.config.bev_grid.cell_centres_YX2())
     weights = (planning or PlanningConfig()).model_dump()
     term_weights = np.array([weights[f"weight_{term}"] for term in COST_TERMS])
     model.eval()
@@ -75,13 +79,15 @@ def evaluate_open_loop(
         arrays = {name: value.numpy() for name, value in batch.items()}
         for t in range(len(frames) // 2, len(frames)):
             outputs = {name: value.numpy() for name, value in frames[t].items()}
+            labels = {name: value[:, t] for name, value in batch.items()}
+            _add_maps(map_metrics, outputs["bev_maps"], labels, centres_YX2)
             for b in range(len(read)):
                 frame = {name: value[b, t] for name, value in arrays.items()}
                 own = {name: value[b] for name, value in outputs.items()}
                 _add_frame(metrics, own, frame, memory_ids[t][b].numpy(), term_weights, times)
         if progress is not None:
             progress(min(start + batch_clips, len(dataset)), len(dataset))
-    return metrics.summary()
+    return dict(sorted({**metrics.summary(), **map_metrics.summary()}.items()))
 
 
 def partners(scenarios: Sequence[str]) -> NDArray[np.int64]:
@@ -137,3 +143,24 @@ def _add_frame(
             plan, yaws, EGO, boxes[present], frame["futures"][present], frame["futures_valid"][present]
         )
         metrics.add_plan(name, plan, truth, valid, overlap)
+
+
+def _add_maps(
+    metrics: BevMapMetrics,
+    maps_B5YX: NDArray[np.floating],
+    labels: dict[str, Tensor],
+    centres_YX2: Tensor,
+) -> None:
+    """Maps of one frame of a batch; known and occupied is what is so for the losses (`model.losses`)."""
+    used_L = labels["present"].any(0)
+    used_L[0] = True  # at least one slot; without the empty ones it takes a fraction of the time
+    objects = {name: labels[name][:, used_L] for name in ("boxes", "weights", "present")}
+    occupied, flow = occupancy_targets(objects, centres_YX2)
+    reached_BYX = labels["cells_known"].numpy()
+    known_BYX = reached_BYX & labels["maps_valid"].numpy()[:, None, None]
+    labelled_BYX = reached_BYX & labels["labels_valid"].numpy()[:, None, None]
+    truth_B2YX, occupied_BYX = labels["maps"].numpy() > 0.5, occupied.numpy() > 0.5
+    metrics.add_map("drivable", maps_B5YX[:, 0], truth_B2YX[:, 0], known_BYX)
+    metrics.add_map("boundary", maps_B5YX[:, 1], truth_B2YX[:, 1], known_BYX)
+    metrics.add_map("occupied", maps_B5YX[:, 2], occupied_BYX, labelled_BYX)
+    metrics.add_flow(maps_B5YX[:, 3:], flow.numpy(), occupied_BYX & labelled_BYX)

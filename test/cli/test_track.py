@@ -13,10 +13,11 @@ import pytest
 from e2e_perception.cli.main import main
 from e2e_perception.cli.track import tracker_config
 from e2e_perception.core.errors import ConfigError
-from e2e_perception.data.kitti import read_sequence
+from e2e_perception.data.kitti import TYPES, read_sequence
 
 NUM_FRAMES = 60
 PERIOD = 0.1
+PERFECT = pytest.approx({"HOTA": 1.0, "MOTA": 1.0, "CLR_FN": 0.0, "CLR_FP": 0.0, "IDSW": 0.0})
 
 
 def cars(frame: int) -> list[tuple[float, float, float]]:
@@ -64,6 +65,63 @@ def mota_and_switches(result: Path) -> tuple[float, int]:
         motmetrics.metrics.create().compute(counts, metrics=["mota", "num_switches"], name="all").iloc[0]
     )
     return float(figures["mota"]), int(figures["num_switches"])
+
+
+def street(frame: int) -> list[tuple[int, str, str]]:
+    """A car ahead and a pedestrian who crosses: identity, type, and the columns of place and box."""
+    left, across, ahead = 300 + 3 * frame, -6.0 + PERIOD * frame, 20.0 + 0.5 * frame
+    return [
+        (4, "Car", f"{left + 300}.00 170.00 {left + 390}.00 240.00 1.5 1.7 4.2 1.0 1.6 {ahead} 0.1"),
+        (9, "Pedestrian", f"{left}.00 150.00 {left + 30}.00 230.00 1.7 0.6 0.6 {across} 1.6 15.0 0.0"),
+    ]
+
+
+def tracked_street(root: Path, *, without: tuple[int, ...] = (), bystanders: tuple[str, ...] = ()) -> None:
+    """KITTI's folders of true labels and, of the very same boxes but for the car's in some frames, tracks.
+
+    Args:
+        root: For `label_02`, the map of sequences, and `ours/data`.
+        without: Frames in which the car is not detected.
+        bystanders: Types of what stands around, is detected and has no label.
+    """
+    labels, found = ["0 -1 DontCare -1 -1 -10 0 0 40 60 -1000 -1000 -1000 -10 -1 -1 -1"], []
+    for frame in range(10):
+        for identity, kind, place in street(frame):
+            labels.append(f"{frame} {identity} {kind} 0 0 0.0 {place}")
+            if kind != "Car" or frame not in without:
+                found.append(f"{frame} -1 {kind} -1 -1 0.0 {place} 5.0")
+        for n, kind in enumerate(bystanders):
+            place = f"{100 * n} 250 {100 * n + 50} 330 1.5 1.7 4.2 {10 * n} 1.6 60.0 0.0"
+            found.append(f"{frame} -1 {kind} -1 -1 0.0 {place} 5.0")
+    for path, lines in (
+        (root / "label_02" / "0007.txt", labels),
+        (root / "evaluate_tracking.seqmap.training", ["0007 empty 000000 000010"]),
+        (root / "detections" / "0007.txt", found),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = ["track", str(root / "detections"), "--format", "kitti", "--out", str(root / "ours" / "data")]
+    assert main(arguments) == 0
+
+
+def scored_by_trackeval(root: Path) -> dict[str, dict[str, float]]:
+    """HOTA and CLEAR of `tracked_street`, as KITTI's table has them, by class."""
+    pytest.importorskip("trackeval", reason="TrackEval is not installed: `make setup` does that")
+    from trackeval.datasets import Kitti2DBox
+    from trackeval.metrics import CLEAR, HOTA
+
+    folders = {"GT_FOLDER": str(root), "TRACKERS_FOLDER": str(root), "TRACKERS_TO_EVAL": ["ours"]}
+    dataset = Kitti2DBox({**folders, "PRINT_CONFIG": False})
+    raw = dataset.get_raw_seq_data("ours", "0007")
+    scores = {}
+    for name in ("car", "pedestrian"):
+        data = dataset.get_preprocessed_seq_data(raw, name)
+        clear = CLEAR({"PRINT_CONFIG": False}).eval_sequence(data)
+        scores[name] = {
+            "HOTA": float(HOTA().eval_sequence(data)["HOTA"].mean()),
+            **{figure: float(clear[figure]) for figure in ("MOTA", "CLR_FN", "CLR_FP", "IDSW")},
+        }
+    return scores
 
 
 def sentence_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -145,6 +203,28 @@ def test_poses_make_a_turning_camera_see_a_standing_car_at_one_place(tmp_path: P
         np.testing.assert_allclose(before.objects[0].location_3, after.objects[0].location_3, atol=1e-3)
         turned = before.objects[0].rotation_y - after.objects[0].rotation_y
         assert abs(np.angle(np.exp(1j * turned))) < 1e-3
+
+
+def test_trackeval_finds_nothing_wrong_with_tracks_of_true_boxes(tmp_path: Path) -> None:
+    tracked_street(tmp_path)
+
+    assert scored_by_trackeval(tmp_path) == {"car": PERFECT, "pedestrian": PERFECT}
+
+
+def test_trackeval_counts_a_frame_without_a_detection_as_one_miss_and_no_switch(tmp_path: Path) -> None:
+    tracked_street(tmp_path, without=(5,))
+
+    # 9 of 10 boxes at every threshold; each pair of a label and a track is 9 frames of 10 as well.
+    missed = pytest.approx({"HOTA": 0.9, "MOTA": 1.0 - 1 / 10, "CLR_FN": 1.0, "CLR_FP": 0.0, "IDSW": 0.0})
+    assert scored_by_trackeval(tmp_path) == {"car": missed, "pedestrian": PERFECT}
+
+
+def test_trackeval_reads_tracks_of_every_type_and_scores_its_two_classes(tmp_path: Path) -> None:
+    tracked_street(tmp_path, bystanders=tuple(sorted(TYPES.keys() - {"Car", "Pedestrian"})))
+    lines = (tmp_path / "ours" / "data" / "0007.txt").read_text(encoding="utf-8").splitlines()
+
+    assert len(lines) == 10 * len(TYPES)
+    assert scored_by_trackeval(tmp_path) == {"car": PERFECT, "pedestrian": PERFECT}
 
 
 def test_the_help_shows_an_example_and_all_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2e_perception.core.boxes import CLASSES
 from e2e_perception.core.errors import InputError
 from e2e_perception.core.frames import SE3, rotation_from_rpy
 from e2e_perception.data.kitti import (
@@ -100,10 +102,11 @@ def test_written_tracks_are_read_as_they_were(found: list[KittiObject], number: 
     lines = file.getvalue().splitlines()
 
     assert all(len(line.split()) == 18 for line in lines)
-    # TrackEval and AB3DMOT read these columns by number.
+    # TrackEval and AB3DMOT read these columns by number; who sits has another name in tracking.
     for line, one in zip(lines, found, strict=True):
         columns = line.split()
-        assert (int(columns[0]), int(columns[1]), columns[2]) == (number, one.track_id, one.type)
+        kind = one.type.removesuffix("_sitting")
+        assert (int(columns[0]), int(columns[1]), columns[2]) == (number, one.track_id, kind)
         np.testing.assert_allclose([float(c) for c in columns[6:]], numbers_of(one), atol=6e-3)
 
 
@@ -113,6 +116,16 @@ def test_a_file_of_tracks_is_read_again(tmp_path: Path) -> None:
         write_frame(file, KittiFrame(7, (CAR, CAR)))
 
     assert list(read_sequence(tmp_path / "a.txt")) == [KittiFrame(0, (CAR,)), KittiFrame(7, (CAR, CAR))]
+
+
+def test_who_sits_is_a_person_among_tracks_and_is_read_again(tmp_path: Path) -> None:
+    sitting = replace(CAR, type="Person_sitting", track_id=3)
+    with (tmp_path / "a.txt").open("w", encoding="utf-8") as file:
+        write_frame(file, KittiFrame(0, (sitting,)))
+    (frame,) = read_sequence(tmp_path / "a.txt")
+
+    assert frame.objects == (replace(sitting, type="Person"),)
+    assert boxes_on_ground(frame.objects).class_ids_N.tolist() == [CLASSES.index("pedestrian")]
 
 
 @settings(max_examples=60, deadline=None)
