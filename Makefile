@@ -71,7 +71,7 @@ bundle: setup ## simulate what the shipped bundle saw, train a `tiny` from nothi
 	$$clips --out $(RUN)/obstacles --family debris; \
 	python -m e2e_perception.cli train --data $(RUN)/clean --data $(RUN)/disturbed --data $(RUN)/obstacles \
 	  --out $(RUN)/run --config tiny --tracking none; \
-	python -m e2e_perception.cli export $(RUN)/run --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
+	python -m e2e_perception.cli export $(RUN)/run --best --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
 
 results: venv ## every table of docs/results.md that comes from experiments, anew (many hours); resumable, without ROS
 	@export $(IN_VENV); set -e; run="python scripts/run_experiments.py"; \
