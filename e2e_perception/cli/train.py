@@ -129,7 +129,7 @@ def _settings(config: str, overrides: list[str]) -> TrainingConfig:
     for override in overrides:
         name, found, text = override.partition("=")
         if not found:
-            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, e.g. steps=3000")
+            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, e.g. seed=1")
         *sections, leaf = name.split(".")
         target: Any = document
         for section in sections:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -94,7 +94,7 @@ class Stage(_Frozen):
     name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9-]*$")
     steps: int = Field(gt=0, description="Optimiser steps, unless `exit` ends it early.")
     clip_length: int | None = Field(None, ge=2, description="Frames per clip; null: all.")
-    losses: dict[str, float] = Field(
+    losses: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="Factors on the mission weights; a loss that is not named keeps 1."
     )
     difficulty: float = Field(1.0, ge=0, le=1, description="Hardest scenarios that are used.")
@@ -113,7 +113,7 @@ class Stage(_Frozen):
     entry: Condition | None = Field(
         None, description="The stage before goes on, for at most `entry_wait` steps, until this holds."
     )
-    entry_wait: int = Field(0, ge=0, description="Steps.")
+    entry_wait: int = Field(0, ge=0, description="Steps; above 0 where there is an `entry`, and only there.")
     exit: Condition | None = Field(None, description="Ends the stage early.")
     on_policy: OnPolicy | None = Field(None, description="Clips from the network's own driving, made first.")
 
@@ -122,6 +122,18 @@ class Stage(_Frozen):
         unknown = sorted(set(self.losses) - set(LOSS_NAMES))
         if unknown:
             raise ValueError(f"unknown losses {', '.join(unknown)}; there are {', '.join(LOSS_NAMES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _waits_for_something(self) -> Stage:
+        if self.entry is not None and self.entry_wait == 0:
+            raise ValueError(
+                "`entry` without `entry_wait` waits for nothing; say for how many steps, or leave it out"
+            )
+        if self.entry is None and self.entry_wait > 0:
+            raise ValueError(
+                f"`entry_wait` is {self.entry_wait}, and no `entry` says what for; add it, or leave both out"
+            )
         return self
 
 
@@ -221,6 +233,8 @@ class TrainingConfig(_Frozen):
             raise ValueError(
                 f"stage {names[0]}: a network that has learned nothing cannot drive; train it first"
             )
+        if self.stages[0].entry is not None:
+            raise ValueError(f"stage {names[0]}: no stage before it could wait for its `entry`; leave it out")
         return self
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from e2e_perception.core.errors import InputError, TrainingError
@@ -159,11 +159,14 @@ class _Loop:
             over = progress.stage_is_over(self.config.stages)
             last = over and progress.stage + 1 == len(self.config.stages)
             every = self.config.promotion.every
-            if last or (every and progress.step % every == 0):
+            validates = last or (every > 0 and progress.step % every == 0)
+            if validates:
                 self._validate()
             if over:
                 progress.next_stage()
-            if over or progress.step % self.config.checkpoint_every == 0 or not self.may_go_on:
+            # After each validation too: who goes on from here must know of the best that is in the file.
+            due = progress.step % self.config.checkpoint_every == 0
+            if over or validates or due or not self.may_go_on:
                 self._save()
                 good = run.checkpoint()
             if over or not self.may_go_on:
@@ -256,14 +259,12 @@ class _Loop:
         run.optimizer.zero_grad(set_to_none=True)
         scale = float(run.scaler.scale(torch.ones((), device=self.world.device)))
         balance = run.balancer.backward(weighted, model, step=progress.step, scale=scale)
+        if not every:  # those that the method needed: elsewhere in the network, and not to be mixed
+            cosines = balance.cosines
         # Before unscaling, so that all processes see the same overflow and skip the same steps.
         distributed.average_gradients([*model.parameters(), *run.balancer.parameters()], self.world)
         run.scaler.unscale_(run.optimizer)
-        norms = [
-            torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
-            for module in model.children()
-        ]
-        norm = float(torch.stack(norms).norm())
+        norm = float(clip_by_module(model, config.clip_norm, self.world.device))
         if (
             not math.isfinite(norm) and not run.scaler.is_enabled()
         ):  # float16's scaler skips such steps itself
@@ -360,6 +361,16 @@ class _Loop:
             self.log.flush()
             self.run.save(self.out)
         distributed.wait_for_all(self.world)
+
+
+def clip_by_module(model: nn.Module, most: float, device: torch.device) -> Tensor:
+    """Clip the gradients of each child of a model to a norm of its own; all together had the one returned."""
+    norms = [
+        # Without a gradient the norm is a zero on the CPU.
+        torch.nn.utils.clip_grad_norm_(module.parameters(), most).to(device)
+        for module in model.children()
+    ]
+    return torch.stack(norms).norm()
 
 
 def _memory_mb(device: torch.device) -> float:

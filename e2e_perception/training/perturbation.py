@@ -130,7 +130,9 @@ def cross_modal_consistency(model: JointNetwork, batch: Batch) -> Tensor:
         model: The network; its statistics are not changed.
         batch: From `ClipDataset`, collated: (B, T, ...).
     Returns:
-        Scalar: the sum of `consistency_losses`; 0 if there is nothing to compare.
+        Scalar [nats per cell, plus one minus a cosine]: the sum of `consistency_losses`; 0 if there is
+        nothing to compare. Training reports it as `cross_modal` beside the losses of `model.losses.LOSSES`,
+        and counts it as recognition, `TrainingConfig.cross_modal_weight` times.
     """
     sensors = {name: batch[name].flatten(0, 1) for name in ENCODED_INPUTS}
     num_frames = len(sensors["images"])

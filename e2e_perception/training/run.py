@@ -55,6 +55,10 @@ class Run:
             raise InputError(
                 "precision float16 needs a GPU, and this run is on the CPU; take bfloat16 or float32"
             )
+        # Emulated it would be slower than float32.
+        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        if config.precision == "bfloat16" and not native:
+            raise InputError("precision bfloat16: this GPU does not support it; take float16 or float32")
         torch.manual_seed(config.seed)
         self.config = config
         self.model = JointNetwork(config.network).to(device)

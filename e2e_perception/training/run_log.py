@@ -24,13 +24,16 @@ class StepReport:
         step: Steps done, this one included.
         stage: Name of its stage.
         total: What was minimised.
-        losses: By name, unweighted, units as in `model.losses.LOSSES`.
+        losses: By name, unweighted, units as in `model.losses.LOSSES`; in some steps `cross_modal`, see
+            `perturbation.cross_modal_consistency`.
         gradient_norm: Before clipping, over all modules.
         clips_per_s: Of all processes together.
         data_share: Of the step's time, spent waiting for clips.
         memory_mb: Resident memory of this process, or of the GPU's allocator.
         weights: Of the objectives, as the balancing chose them.
-        cosines: Between objectives' gradients, `recognition~planning`, …; empty unless measured.
+        cosines: Between objectives' gradients, `recognition~planning`, …; empty unless measured. Every
+            `balancing.log_conflicts_every` steps at the encoder; if that is 0, where the balancing method
+            looks at them anyway, see `balancing.BalanceReport`.
         event: Empty, or what went wrong: `rolled back …`.
     """
 
@@ -90,6 +93,7 @@ class RunLog:
         if self._mlflow is not None and report.step % MLFLOW_EVERY == 0:
             metrics = {"total": report.total, "gradient_norm": report.gradient_norm}
             metrics |= {"clips_per_s": report.clips_per_s, "data_share": report.data_share}
+            metrics["memory_mb"] = report.memory_mb
             metrics |= {f"loss/{name}": value for name, value in report.losses.items()}
             metrics |= {f"weight/{name}": value for name, value in report.weights.items()}
             metrics |= {f"cosine/{name.replace('~', '_')}": v for name, v in report.cosines.items()}
