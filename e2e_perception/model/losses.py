@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2e_perception.core.network_config import COST_TERMS
-from e2e_perception.model.planning import base_from_route, collision_probability, route_coordinates
+from e2e_perception.model.planning import base_from_route, blame, collision_probability, route_coordinates
 from e2e_perception.model.targets import HeatTargets, Labels, label_of_ids, occupancy_targets
 
 
@@ -217,7 +217,7 @@ def _map_losses(logits_B5YX: Tensor, labels: Labels, centres_YX2: Tensor) -> dic
     flow_error = (logits_B5YX[:, 3:] - flow / 10.0).abs().mean(1)
     return {
         "maps": _mean(drivable + boundary, known) + _mean(occupancy, labelled),
-        "flow": _mean(flow_error, occupied),
+        "flow": _mean(flow_error, occupied * labelled),
     }
 
 
@@ -270,8 +270,14 @@ def _plan_losses(outputs: dict[str, Tensor], inputs: dict[str, Tensor], labels: 
 def _true_overlap(sd_BPS2: Tensor, route_BR4: Tensor, labels: Labels) -> Tensor:
     """What each proposal would truly meet: the planner's overlap on labels, mean over time; (B, P)."""
     points, tangents = base_from_route(sd_BPS2.detach(), route_BR4)
-    truth_BL1S2 = labels["futures"][:, :, None]
+    boxes_BL10, valid_BLS = labels["boxes"], labels["futures_valid"]
+    # Half-way places need a place before: where it is not known, the last that was.
+    known = [boxes_BL10[..., :2]]
+    for place, valid in zip(labels["futures"].unbind(2), valid_BLS.unbind(2), strict=True):
+        known.append(torch.where(valid[..., None], place, known[-1]))
+    truth_BL1S2 = torch.stack(known[1:], 2)[:, :, None]
     variance = torch.full_like(truth_BL1S2, 0.09)
-    meets = collision_probability(points, tangents, labels["boxes"], truth_BL1S2, variance)
-    alive = (labels["futures_valid"].float() * (labels["present"]).float()[..., None])[:, None, :, None]
-    return (meets * alive).amax((2, 3)).mean(-1)
+    meets = collision_probability(points, tangents, boxes_BL10, truth_BL1S2, variance)
+    counts_BL = labels["present"].float() * blame(boxes_BL10)
+    counts = (valid_BLS.float() * counts_BL[..., None])[:, None, :, None]
+    return (meets * counts).amax((2, 3)).mean(-1)

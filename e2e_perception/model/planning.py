@@ -177,6 +177,17 @@ def collision_probability(
     return (gap_squared * (-0.5 / variance)).exp()
 
 
+def blame(boxes_BO10: Tensor) -> Tensor:
+    """What meeting each object counts, (B, O): who comes from behind on the same way minds the robot; ours.
+
+    Args:
+        boxes_BO10: Objects, columns `BOX_FIELDS`.
+    """
+    x, y, cosine = boxes_BO10[..., 0], boxes_BO10[..., 1], boxes_BO10[..., 7]
+    behind_BO = (x < 0.0) & (y.abs() < 2.0) & (cosine > 0.88)
+    return torch.where(behind_BO, BEHIND, 1.0)
+
+
 def _rows(of_objects: Tensor, index_BH: Tensor) -> Tensor:
     """Rows (B, H, ...) of (B, O, ...) at indices."""
     index = index_BH.reshape(*index_BH.shape, *[1] * (of_objects.dim() - 2))
@@ -329,10 +340,7 @@ class Planner(nn.Module):
         steps = futures_BOFS2.shape[3]
         later = torch.where(known, overlap[..., steps:], overlap.new_zeros(()))
         overlap = torch.cat([overlap[..., :steps], later], -1)
-        # Who comes from behind on the same way will mind the robot.
-        x, y, cosine = boxes_BO10[..., 0], boxes_BO10[..., 1], boxes_BO10[..., 7]
-        behind_BO = (x < 0.0) & (y.abs() < 2.0) & (cosine > 0.88)
-        weight_BO = existence_BO * torch.where(behind_BO, BEHIND, 1.0)
+        weight_BO = existence_BO * blame(boxes_BO10)
         weight_BOF = weight_BO[..., None] * modes_BOF
         b, p, o, f, u = overlap.shape
         met = weight_BOF.reshape(b, 1, 1, o * f) @ overlap.reshape(b, p, o * f, u)
@@ -366,6 +374,7 @@ class Planner(nn.Module):
         """As the expert feels it: acceleration, jerk, and what a bend asks for beyond comfort; (B, P).
 
         Mean squares as in Werling et al. 2010; scales and the slack in bends are ours (`simulation.scoring`).
+        Beyond the expert, the first step's acceleration and jerk count, of which it knows nothing.
         """
         speed = ego_state_BE[:, EGO_FIELDS.index("speed")]
         heading = ego_state_BE[:, EGO_FIELDS.index("heading_error")]
