@@ -66,10 +66,10 @@ def evaluate(
     """Measure detection, tracking, prediction and plan of a bundle, open loop.
 
     With --suite the whole stack rides along while the expert drives the suite's scenarios: perception.json
-    and perception.parquet in --out hold every figure of docs/evaluation.md. With --data the network alone is
-    measured on labelled clips, beside two controls: the same network with every sensor switched off, and with
-    each clip given another clip's sensor data; tracks are remembered by the labels' identities there, as in
-    training.
+    and perception.parquet in --out hold every figure of docs/evaluation.md, report.html shows them. With
+    --data the network alone is measured on labelled clips, beside two controls: the same network with every
+    sensor switched off, and with each clip given another clip's sensor data; tracks are remembered by the
+    labels' identities there, as in training.
 
     Example: `e2e-perception evaluate tiny --suite validation --out results/tiny`
     """
@@ -89,7 +89,7 @@ def evaluate(
         _evaluate_on_clips(bundle, data, split or "validation", max_clips, config, as_json)
         return
     if suite is None or out is None:
-        raise ConfigError("--suite needs --out, a directory for perception.json and perception.parquet")
+        raise ConfigError("--suite needs --out, a directory for perception.json, its rows and its report")
     from e2e_perception.cli.perception_suite import evaluate_suite, print_figures
 
     document = evaluate_suite(suite, config, out, limit=limit, workers=workers or 0, degradation=degrade)

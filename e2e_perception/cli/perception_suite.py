@@ -15,6 +15,7 @@ import numpy as np
 import typer
 
 from e2e_perception.cli.console import finite, log, print_table, progress_bar
+from e2e_perception.cli.evaluations import REPORT
 from e2e_perception.cli.fan_out import Lost, fan_out, num_cores
 from e2e_perception.core.config import EngineConfig, StackConfig
 from e2e_perception.core.errors import ConfigError, InputError
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     from e2e_perception.simulation.degradation import DegradationSchedule
     from e2e_perception.simulation.traffic_world import ScenarioSpec
 
-NEEDED = {"highway_env": "the simulator", "motmetrics": "the tracking metrics"}
+NEEDED = {
+    "highway_env": "the simulator",
+    "motmetrics": "the tracking metrics",
+    "plotly": "the report's charts",
+}
 LIBRARIES = ("numpy", "scipy", "highway-env", "opencv-python-headless", "onnxruntime", "torch", "motmetrics")
 
 
@@ -77,7 +82,7 @@ def evaluate_suite(
     workers: int = 0,
     degradation: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a bundle on a suite and write `perception.json` and `perception.parquet`.
+    """Measure a bundle on a suite and write `perception.json`, `perception.parquet` and `report.html`.
 
     Args:
         suite_name: File, or name of a shipped one.
@@ -95,7 +100,8 @@ def evaluate_suite(
     for module, what in NEEDED.items():
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{what} ({module}) is not installed; `pip install .[training]`")
-    from e2e_perception.evaluation.evaluations import PERCEPTION, PERCEPTION_ROWS
+    from e2e_perception.evaluation.evaluation_report import write_evaluation_report
+    from e2e_perception.evaluation.evaluations import PERCEPTION, PERCEPTION_ROWS, read_evaluation
     from e2e_perception.evaluation.summary import combine, write_rows
     from e2e_perception.simulation.suites import load_suite
 
@@ -130,6 +136,8 @@ def evaluate_suite(
     write_rows(out / PERCEPTION_ROWS, episodes)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (out / PERCEPTION).write_text(text, encoding="utf-8")
+    title = f"{document['bundle']} on suite {suite.name}"
+    write_evaluation_report(out / REPORT, [read_evaluation(out)], title=title)
     return document
 
 
@@ -154,7 +162,9 @@ def print_figures(document: dict[str, Any], out: Path) -> None:
     sensors = f", {document['degradation']}" if document["degradation"] else ""
     title = f"{document['bundle']} on {document['scenarios']} drives of suite {document['suite']}{sensors}"
     print_table(title, ("figure", "pooled", "mean over drives"), rows)
-    typer.echo(f"{document['frames']} frames in {document['seconds']:.1f} s; written to {out}")
+    typer.echo(
+        f"{document['frames']} frames in {document['seconds']:.1f} s; open {out / REPORT} in a browser"
+    )
 
 
 def _ride(spec: ScenarioSpec, config: StackConfig, degradation: str | None) -> tuple[Ride, dict[str, Any]]:
