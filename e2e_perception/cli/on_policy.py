@@ -67,7 +67,7 @@ def collect(
     Returns:
         The dataset.
     Raises:
-        InputError: If an episode cannot be driven at all.
+        InputError: If there is no such scenario, or an episode cannot be driven at all.
     """
     from e2e_perception.cli.simulate import specs_of
     from e2e_perception.data.clip_store import INDEX, ClipStore, ClipWriter
@@ -76,6 +76,12 @@ def collect(
 
     if (out / INDEX).is_file():
         return ClipStore(out)
+    specs = [spec for spec in specs_of(wanted.suite, wanted.part) if _is_wanted(spec, wanted)]
+    if not specs:
+        raise InputError(
+            f"no scenario of suite {wanted.suite}, part {wanted.part}, is of {' or '.join(wanted.families)}; "
+            "name other families, or a larger part"
+        )
     (out / DONE).mkdir(parents=True, exist_ok=True)
     if not (out / GRAPH).is_file():
         log(f"exporting the network that drives into {out}")
@@ -84,7 +90,6 @@ def collect(
         scratch.replace(out / GRAPH)
     the_rig = find_rig(rig)
     the_rig = the_rig.with_sensors({c.name: network_sized(c, model.config) for c in the_rig.cameras})
-    specs = specs_of(wanted.suite, wanted.part)
     chance = np.random.default_rng(17).random(len(specs))
     tasks = [
         Task(
@@ -106,6 +111,10 @@ def collect(
                 raise InputError(f"{missing[number].file_name}: {result.why}; start again to go on")
             progress(done)
     return ClipWriter(out).finish()
+
+
+def _is_wanted(spec: ScenarioSpec, wanted: OnPolicy) -> bool:
+    return not wanted.families or any(name in spec.family for name in wanted.families)
 
 
 def drive_and_record(task: Task) -> int:

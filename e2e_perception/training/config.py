@@ -77,6 +77,9 @@ class OnPolicy(_Frozen):
 
     suite: str = Field("train", description="Which scenarios.")
     part: str = Field("1/1", description="Which even part of the suite, K/N.")
+    families: tuple[str, ...] = Field(
+        (), description="Only scenarios whose family has one of these in its name; empty: all."
+    )
     repeat: int = Field(1, ge=1, description="How often these clips come by for once of the others.")
     disturbed: float = Field(
         0.5,
