@@ -151,6 +151,14 @@ class Balancing(_Frozen):
     )
 
 
+class StageRates(_Frozen):
+    """Factors on the learning rate of the parts that `interfaces: detached` keeps apart."""
+
+    perception: float = Field(1.0, gt=0, description="From sensors to tracks.")
+    prediction: float = Field(1.0, gt=0, description="Of motion.")
+    planning: float = Field(1.0, gt=0, description="Of the planner.")
+
+
 class Guard(_Frozen):
     """What to do when the loss leaps: go back to the last good step and on from there with other clips."""
 
@@ -193,6 +201,7 @@ class TrainingConfig(_Frozen):
     memory: bool = Field(True, description="Whether the BEV features remember the frames before.")
     batch_clips: int = Field(8, gt=0, description="Clips per step and process.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak, AdamW.")
+    learning_rates: StageRates = Field(default_factory=lambda: StageRates())
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(

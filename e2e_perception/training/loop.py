@@ -255,7 +255,7 @@ class _Loop:
         if every and progress.step % every == 0:
             cosines = measure_conflicts(weighted, list(model.encoder.from_coarse.parameters())).cosines
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, config)
+            group["lr"] = learning_rate(progress, config) * group["factor"]
         run.optimizer.zero_grad(set_to_none=True)
         scale = float(run.scaler.scale(torch.ones((), device=self.world.device)))
         balance = run.balancer.backward(weighted, model, step=progress.step, scale=scale)

@@ -70,8 +70,8 @@ class Run:
         self.balancer = Balancer(config.balancing.method, objectives=OBJECTIVES, seed=config.seed).to(device)
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(self.model.parameters())},
-                {"params": list(self.balancer.parameters()), "weight_decay": 0.0},
+                *parameter_groups(self.model, config),
+                {"params": list(self.balancer.parameters()), "weight_decay": 0.0, "factor": 1.0},
             ],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -160,3 +160,12 @@ class Run:
         model = JointNetwork(self.model.config)
         model.load_state_dict({k: v.cpu() for k, v in self.average.items()})
         return model.eval()
+
+
+def parameter_groups(model: JointNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Parameters in the model's own order, with the factor on the learning rate that each part has."""
+    factors = {"motion": config.learning_rates.prediction, "planner": config.learning_rates.planning}
+    return [
+        {"params": list(part.parameters()), "factor": factors.get(name, config.learning_rates.perception)}
+        for name, part in model.named_children()
+    ]

@@ -95,6 +95,24 @@ def test_the_average_follows_the_weights_fast_at_first_and_then_by_its_decay(tmp
     assert not torch.equal(now.part("average")[name], now.part("model")[name])
 
 
+def test_each_part_can_have_a_rate_of_its_own(tmp_path: Path) -> None:
+    factors = {"perception": 1.0, "prediction": 2.0, "planning": 0.5}
+    before = Run(run_config(), torch.device("cpu"), []).model.state_dict()
+    moved = []
+    for name, rates in (("one", {}), ("own", {"learning_rates": factors})):
+        # Without decay a first step of Adam is the rate, whatever the gradient.
+        run, _ = trained(tmp_path / name, weight_decay=0.0, warmup_steps=0, **rates)
+        parameters = first_moments(run)
+        moved.append({k: run.part("model")[k].double() - before[k].double() for k in parameters})
+    own = {"motion": "prediction", "planner": "planning"}
+    parts = set()
+    for name, by_one_rate in moved[0].items():
+        parts.add(part := own.get(name.partition(".")[0], "perception"))
+        torch.testing.assert_close(moved[1][name], factors[part] * by_one_rate, rtol=0.0, atol=1e-6)
+    assert parts == set(factors)
+    assert max(float(v.abs().max()) for v in moved[0].values()) > 1e-4
+
+
 # ------------------------------------------------------------------ what is seen
 
 
