@@ -18,6 +18,7 @@ import yaml
 from short_drive import RIG
 from synthetic import untrained_network
 
+from e2e_perception.cli.train import _settings
 from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.deploy.export import export_bundle
 from e2e_perception.model import network
@@ -52,6 +53,21 @@ def test_the_shipped_experiment_has_every_step_once_and_each_after_what_it_needs
     assert trainings[:3] == ["train/joint-0", "train/modular-0", "train/blind-0"], "seed by seed"
     assert not any("classical" in need or "blind" in need for need in steps[-1].after)
     assert {"train/joint-2", "train/modular-2", "train/blind-0", "drive-critical/classical"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (ROOT / "config" / "experiments").glob("*.yaml"))
+)
+def test_every_shipped_experiment_has_settings_that_a_training_takes(
+    script: ModuleType, tmp_path: Path, name: str
+) -> None:
+    experiment = script.load(name)
+    steps = {step.name: step for step in script.steps_of(experiment, tmp_path, "cpu")}
+    for runs in experiment.runs:
+        for seed in runs.seeds:
+            settings = {"seed": seed, "threads": 1, **runs.set}
+            config = _settings(experiment.config, [f"{k}={json.dumps(v)}" for k, v in settings.items()])
+            assert config.seed == seed and f"train/{runs.group}-{seed}" in steps
 
 
 def test_what_is_there_is_not_done_again_and_a_failure_stops_only_what_needs_it(
