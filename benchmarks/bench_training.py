@@ -1,8 +1,8 @@
 """Training on one thread: clips a second, the share of time a step waits for clips, and memory.
 
-Trains sizes of the network on simulated clips, as `train` does, with clips read in the loop and by a process
-beside it; and each way the objectives can share the parameters, against adding them up. The first steps are
-left out. A ratio is to the first row of its table.
+Trains sizes of the network on simulated clips, as `train` does, with clips read in the loop, by a process
+beside it, and with an encoder in bfloat16; and each way the objectives can share the parameters, against
+adding them up. The first steps are left out. A ratio is to the first row of its size, or of the table.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_training.py [--data CLIPS] [--steps 12] [--sizes nano tiny]
       [--json]
@@ -26,6 +26,11 @@ from e2e_perception.training.loop import train
 from e2e_perception.training.run_log import StepReport
 
 WARM_UP = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "clips read in the loop": {},
+    "clips read beside it": {"workers": 1},
+    "bfloat16": {"precision": "bfloat16"},
+}
 CLIP_LENGTH = 5
 
 
@@ -72,17 +77,19 @@ def main() -> None:
         store = ClipStore(data)
         sizes: dict[str, dict[str, float]] = {}
         for size in options.sizes:
-            for workers in (0, 1):
-                name = f"{size}, clips read {'beside it' if workers else 'in the loop'}"
-                sizes[name] = measure(store, options.steps, size=size, workers=workers)
+            for name, settings in WAYS.items():
+                sizes[f"{size}, {name}"] = measure(store, options.steps, size=size, **settings)
         methods = {
             method: measure(store, options.steps, size=options.sizes[0], balancing=Balancing(method=method))
             for method in METHODS
         }
-    for table in (sizes, methods):
-        first = next(iter(table.values()))["clips_per_s"]
-        for row in table.values():
-            row["ratio"] = row["clips_per_s"] / first
+    for name, row in sizes.items():
+        row["ratio"] = (
+            row["clips_per_s"] / sizes[f"{name.partition(',')[0]}, {next(iter(WAYS))}"]["clips_per_s"]
+        )
+    first = next(iter(methods.values()))["clips_per_s"]
+    for row in methods.values():
+        row["ratio"] = row["clips_per_s"] / first
     if options.json:
         print(json.dumps({"sizes": sizes, "balancing": methods}))
         return
