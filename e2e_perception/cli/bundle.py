@@ -140,17 +140,18 @@ def add_evaluation(
         Path,
         typer.Option(help="Bundle directory to write; an existing bundle is replaced.", show_default=False),
     ],
-    limit: Annotated[
+    known_fault: Annotated[
         list[str] | None,
-        typer.Option(help="A known fault, a sentence, for the model card; repeatable.", show_default=False),
+        typer.Option(help="A sentence for the model card; repeatable.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a bundle and put what was measured of it into its evaluation and model card.
 
     DIRECTORY is the `--out` of `evaluate --suite`, with those of `drive --suite` in it as `drive-SUITE`. What
-    was measured of another bundle, of a part of a suite or with something degraded is refused. The copy has
-    another digest; its graph and weights are the same.
+    was measured of another network, with another rig, other parameters or something degraded, or of a part of
+    a suite is refused. The copy has another digest; its graph and weights are the same, and it can be added
+    to.
 
     Example: `e2e-perception bundle add-evaluation tiny runs/tiny --out resource/bundles/tiny`
     """
@@ -159,8 +160,8 @@ def add_evaluation(
     from e2e_perception.evaluation.bundle_figures import bundle_figures
 
     bundle = load_bundle(path)
-    figures = bundle_figures(directory, str(bundle), bundle.digest)
-    with_evaluation(bundle, out, figures, limit or ())
+    figures = bundle_figures(directory, bundle.labels, bundle.digests, bundle.rig.name)
+    with_evaluation(bundle, out, figures, known_fault or ())
     facts = {
         "path": str(out),
         "name": bundle.name,

@@ -140,6 +140,7 @@ def drive(
         "suite_digest": None if the_suite is None else the_suite.digest,
         "limit": limit,
         "loop": "open" if open_loop else "closed",
+        "params": None if params is None else params.name,
     }
     asked = degrade or (None if the_suite is None else the_suite.degradation)
     kind, has_stack, bundle = policy.partition(":")

@@ -81,6 +81,7 @@ def evaluate_suite(
     limit: int | None = None,
     workers: int = 0,
     degradation: str | None = None,
+    params: str | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle on a suite and write `perception.json`, `perception.parquet` and `report.html`.
 
@@ -91,6 +92,7 @@ def evaluate_suite(
         limit: Only the first so many scenarios.
         workers: Processes; 0: one per core.
         degradation: File, or shipped name; wins over the suite's.
+        params: Where `config` has parameters from; is written down.
     Returns:
         The content of `perception.json`.
     Raises:
@@ -101,7 +103,12 @@ def evaluate_suite(
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{what} ({module}) is not installed; `pip install .[training]`")
     from e2e_perception.evaluation.evaluation_report import write_evaluation_report
-    from e2e_perception.evaluation.evaluations import PERCEPTION, PERCEPTION_ROWS, read_evaluation
+    from e2e_perception.evaluation.evaluations import (
+        PERCEPTION,
+        PERCEPTION_ROWS,
+        read_evaluation,
+        read_facts,
+    )
     from e2e_perception.evaluation.summary import combine, write_rows
     from e2e_perception.simulation.suites import load_suite
 
@@ -110,6 +117,7 @@ def evaluate_suite(
     template, facts = _ride(specs[0], config, degradation or suite.degradation)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a directory")
+    read_facts(out)  # before hours of work, what would be refused after them
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     tasks = [Ride(spec, template.bundle, config, template.rig, template.degradation) for spec in specs]
@@ -123,6 +131,7 @@ def evaluate_suite(
             "suite": suite.name,
             "suite_digest": suite.digest,
             "limit": limit,
+            "params": params,
             "excluded": list(suite.excluded_names),
             "left_out": left_out,
             **combine(episodes).document(),
@@ -136,8 +145,7 @@ def evaluate_suite(
     write_rows(out / PERCEPTION_ROWS, episodes)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (out / PERCEPTION).write_text(text, encoding="utf-8")
-    title = f"{document['bundle']} on suite {suite.name}"
-    write_evaluation_report(out / REPORT, [read_evaluation(out)], title=title)
+    write_evaluation_report(out / REPORT, [read_evaluation(out, drives=False)], title=_title(document))
     return document
 
 
@@ -159,12 +167,16 @@ def print_figures(document: dict[str, Any], out: Path) -> None:
         for name, value in document["figures"].items()
         if value is not None
     ]
-    sensors = f", {document['degradation']}" if document["degradation"] else ""
-    title = f"{document['bundle']} on {document['scenarios']} drives of suite {document['suite']}{sensors}"
-    print_table(title, ("figure", "pooled", "mean over drives"), rows)
+    print_table(_title(document), ("figure", "pooled", "mean over drives"), rows)
     typer.echo(
         f"{document['frames']} frames in {document['seconds']:.1f} s; open {out / REPORT} in a browser"
     )
+
+
+def _title(document: dict[str, Any]) -> str:
+    """Of what the figures are."""
+    sensors = f", {document['degradation']}" if document["degradation"] else ""
+    return f"{document['bundle']} on {document['scenarios']} drives of suite {document['suite']}{sensors}"
 
 
 def _ride(spec: ScenarioSpec, config: StackConfig, degradation: str | None) -> tuple[Ride, dict[str, Any]]:

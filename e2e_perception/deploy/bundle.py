@@ -33,6 +33,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 CHECKSUMS = "SHA256SUMS"
 EVALUATION = "evaluation.json"
+SAME_NETWORK = "same_network_as"  # in the provenance: digests of earlier copies
 REQUIRED_FILES = (MANIFEST, "model.onnx", "weights.safetensors", EVALUATION, "MODEL_CARD.md")
 ROLLOUT = "rollout.npz"
 NOT_CHECKED = "not checked"
@@ -94,6 +95,16 @@ class Bundle:
         if not isinstance(weights, dict) or not set(COST_TERMS) <= set(weights):
             raise BundleError(f"{self.path}: cost_weights of {MANIFEST} lack some of {', '.join(COST_TERMS)}")
         return {term: float(weights[term]) for term in COST_TERMS}
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Its own, and those of earlier copies with the same graph and weights: figures of one are of all."""
+        return (self.digest, *self.manifest.get("provenance", {}).get(SAME_NETWORK, ()))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What drives call it and its earlier copies: name and the beginning of a digest."""
+        return tuple(f"{self.name} {digest[:12]}" for digest in self.digests)
 
     def __str__(self) -> str:
         return f"{self.name} {self.digest[:12]}"

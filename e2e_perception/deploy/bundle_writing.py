@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from e2e_perception.core.errors import BundleError
-from e2e_perception.deploy.bundle import EVALUATION, MANIFEST, Bundle, load_bundle, write_checksums
+from e2e_perception.deploy.bundle import (
+    EVALUATION,
+    MANIFEST,
+    SAME_NETWORK,
+    Bundle,
+    load_bundle,
+    write_checksums,
+)
 
 # First parts of the names of figures that are of more than the network on clips.
-STACK, DRIVE = ROOMS = ("stack", "drive")
+STACK, DRIVE = "stack", "drive"
+ROOMS = (STACK, DRIVE)
 # Title, beginning of the figures' names, and what they are.
 ROOMS_OF_CARD = (
     (
@@ -57,9 +65,16 @@ def fresh_bundle(out: Path) -> Iterator[Path]:
         write_checksums(fresh)
         load_bundle(fresh)
         fresh.chmod(0o755)
+        before: Path | None = None
         if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
+            before = Path(scratch) / "before"  # gone with the scratch directory, but for what happens next
+            out.rename(before)
+        try:
+            fresh.rename(out)
+        except OSError:
+            if before is not None:
+                before.rename(out)
+            raise
 
 
 def check_place(out: Path) -> None:
@@ -87,7 +102,7 @@ def write_description(fresh: Path, manifest: Mapping[str, Any], evaluation: Mapp
 
 
 def with_evaluation(
-    bundle: Bundle, out: Path, figures: Mapping[str, float], limits: Sequence[str] = ()
+    bundle: Bundle, out: Path, figures: Mapping[str, float], known_faults: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Copy a bundle with more figures in it; its graph, weights and recorded rollout stay as they are.
 
@@ -96,9 +111,9 @@ def with_evaluation(
         out: Directory to create; an existing bundle there is replaced.
         figures: By name, `ROOM/SUITE/NAME` with one of `ROOMS`; what the bundle has of the same room and
             suite is dropped.
-        limits: Known faults, a sentence each, for the card; none: as they are.
+        known_faults: A sentence each, for the card; none: as they are.
     Returns:
-        All figures of the copy; its provenance says of which bundle they were measured (`measured_of`).
+        All figures of the copy; its provenance has the digests of what it is a copy of (`SAME_NETWORK`).
     Raises:
         BundleError: If something other than a bundle is at `out`.
     """
@@ -107,9 +122,9 @@ def with_evaluation(
     kept = {name: value for name, value in before.items() if not name.startswith(renewed)}
     evaluation = {**kept, **figures}
     manifest = dict(bundle.manifest)
-    manifest["provenance"] = {**manifest["provenance"], "measured_of": bundle.digest}
-    if limits:
-        manifest["limits"] = list(limits)
+    manifest["provenance"] = {**manifest["provenance"], SAME_NETWORK: list(bundle.digests)}
+    if known_faults:
+        manifest["known_faults"] = list(known_faults)
     with fresh_bundle(out) as fresh:
         for file in bundle.path.iterdir():
             shutil.copyfile(file, fresh / file.name)
@@ -132,7 +147,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
         if rows:
             parts.append(f"### {title}\n\n{text}\n\n| figure | value |\n| --- | --- |\n" + "\n".join(rows))
     measured = "\n\n".join(parts) or "Nothing."
-    limits = "".join(f"- {limit}\n" for limit in manifest.get("limits", ()))
+    faults = "".join(f"- {fault}\n" for fault in manifest.get("known_faults", ()))
     return f"""# {manifest["name"]}
 
 Joint detection, tracking, motion prediction and planning; {manifest["num_parameters"]:,} parameters, size
@@ -156,7 +171,7 @@ trained on simulated traffic; it has not been validated for driving a vehicle am
 - Trained on simulated sensors alone; on real ones expect more misses and false alarms than measured here.
 - Roads are nearly flat, lanes are marked, there are no traffic lights.
 - Classes: {", ".join(manifest["classes"])}.
-{limits}"""
+{faults}"""
 
 
 def _room(figure: str) -> str:

@@ -117,8 +117,12 @@ class Evaluation:
         return {name: value for table in self.tables.values() for name, value in table.means().items()}
 
 
-def read_evaluation(path_dir: str | Path) -> Evaluation:
+def read_evaluation(path_dir: str | Path, *, drives: bool = True) -> Evaluation:
     """Read an evaluation directory.
+
+    Args:
+        path_dir: The directory.
+        drives: Whether to look at drives as well; without, they count as missing.
 
     Returns:
         What is there; a directory without `facts.json` is labelled by its own name.
@@ -128,7 +132,7 @@ def read_evaluation(path_dir: str | Path) -> Evaluation:
     path = Path(path_dir)
     if not path.is_dir():
         raise InputError(f"{path} is no directory; expected the evaluation of one network")
-    facts, missing = _read_facts(path)
+    facts, missing = read_facts(path)
     document: dict[str, Any] = {}
     if (path / PERCEPTION).is_file():
         document = _read_json(path / PERCEPTION)
@@ -139,11 +143,12 @@ def read_evaluation(path_dir: str | Path) -> Evaluation:
         tables["perception"] = _read_rows(path / PERCEPTION_ROWS)
     else:
         missing.append(PERCEPTION_ROWS)
-    read = {directory.name: read_outcomes(directory) for directory in sorted(path.glob(f"{DRIVE}*/"))}
-    drives = {name: outcomes for name, (outcomes, _) in read.items()}
+    rooms = sorted(path.glob(f"{DRIVE}*/")) if drives else []
+    read = {directory.name: read_outcomes(directory) for directory in rooms}
+    driven = {name: outcomes for name, (outcomes, _) in read.items()}
     summaries = {name: summary for name, (_, summary) in read.items()} | {"perception": document}
-    tables |= {name: outcome_table(name, outcomes) for name, outcomes in drives.items()}
-    if not drives:
+    tables |= {name: outcome_table(name, outcomes) for name, outcomes in driven.items()}
+    if not driven:
         missing.append(f"{DRIVE}SUITE/")
     if not document and not tables:
         raise InputError(
@@ -159,7 +164,7 @@ def read_evaluation(path_dir: str | Path) -> Evaluation:
     conditions = {
         name: {key: summaries[name][key] for key in CONDITIONS if key in summaries[name]} for name in tables
     }
-    return Evaluation(path, facts, tables, drives, pooled, curves, tuple(missing), conditions)
+    return Evaluation(path, facts, tables, driven, pooled, curves, tuple(missing), conditions)
 
 
 def read_evaluations(paths: Iterable[str | Path]) -> tuple[Evaluation, ...]:
@@ -215,7 +220,12 @@ def _number(item: Outcome, column: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _read_facts(path: Path) -> tuple[Facts, list[str]]:
+def read_facts(path: Path) -> tuple[Facts, list[str]]:
+    """What `facts.json` of an evaluation directory says, and that it is missing where it is.
+
+    Raises:
+        InputError: If it is damaged.
+    """
     if not (path / FACTS).is_file():
         return Facts(label=path.resolve().name), [FACTS]
     try:

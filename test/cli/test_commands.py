@@ -50,7 +50,7 @@ OPTIONS = {
     "build-engine": ["BUNDLE", "--backend", "--precision", "--compute-capability", "--optimization-level",
                      "--workspace-mib", "--weak-types", "--out", "--cache", "--json"],
     "bundle": ["inspect", "verify", "record-rollout", "add-evaluation"],
-    "bundle add-evaluation": ["PATH", "DIRECTORY", "--out", "--limit", "--json"],
+    "bundle add-evaluation": ["PATH", "DIRECTORY", "--out", "--known-fault", "--json"],
     "bundle record-rollout": ["PATH", "--out", "--data", "--json"],
     "bundle inspect": ["PATH", "--json"],
     "bundle verify": ["PATH", "--json"],

@@ -49,7 +49,7 @@ def test_one_drive_of_smoke_is_measured_and_written(
     assert printed["versions"]["motmetrics"]
     assert 0.0 < printed["figures"]["detection/map"] <= 1.0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "on suite smoke" in page and "Reliability" in page and "detection/map" in page
+    assert "drives of suite smoke" in page and "Reliability" in page and "detection/map" in page
     found = read_evaluation(tmp_path)
     assert found.label == "mine"
     for name, value in found.figures().items():
