@@ -106,7 +106,7 @@ def training_of(out: Path, label: str) -> dict[str, Any]:
 
 
 def minutes_of(out: Path, label: str) -> float | None:
-    """How long a training took, its own driving and its validations too; None: unknown."""
+    """How long a training took with its driving and validations, what was killed left out; None: unknown."""
     attempts = out / "steps" / f"train-{label}.seconds"
     if not attempts.is_file():
         return None

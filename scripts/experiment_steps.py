@@ -45,7 +45,7 @@ def record_of(step: Step, out: Path) -> Path:
 
 
 def record_seconds(step: Step, out: Path) -> Path:
-    """How long each attempt at a step took [s], a line each: what was broken off and went on has several."""
+    """How long each attempt at a step took [s], a line each; none of those that were killed."""
     return record_of(step, out).with_suffix(".seconds")
 
 
@@ -59,8 +59,10 @@ def same_recipe(made_by: str, expected: str) -> bool:
         return False
     if not old:
         return True
-    config = TrainingConfig.model_validate_json(new)
-    before = json.loads(old)
+    try:
+        config, before = TrainingConfig.model_validate_json(new), json.loads(old)
+    except ValueError:  # a damaged record
+        return False
     named = config.model_dump(mode="json", exclude_defaults=True)
     return _holds(before, config.model_dump(mode="json")) and _knows(before, named)
 
@@ -137,6 +139,8 @@ def work_off(steps: Sequence[Step], jobs: int, out: Path) -> list[str]:
     running: dict[Future[None], Step] = {}
 
     def timed(step: Step) -> None:
+        if not step.makes.parent.exists():  # nothing to go on with: earlier attempts are of something else
+            record_seconds(step, out).unlink(missing_ok=True)
         started = time.perf_counter()
         try:
             step.run()

@@ -13,17 +13,17 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import source_tree  # noqa: F401
+from drive_tables import HEAD, by_road, figures_of, row
 from experiment_facts import write_whole
 
 from e2e_perception.cli.console import finite, log, print_table
 from e2e_perception.core.errors import E2EPerceptionError
 from e2e_perception.deploy.bundle import load_bundle
-from e2e_perception.evaluation.outcome_tables import paired_difference, read_outcomes, summarize
+from e2e_perception.evaluation.outcome_tables import read_outcomes
 from e2e_perception.evaluation.outcomes import Outcome
 from e2e_perception.simulation.suites import load_suite
 
@@ -39,17 +39,6 @@ POLICIES = (
 )
 CONTROL = "blind"
 RESULTS = "drives.json"
-HEAD = (
-    "policy",
-    "success",
-    "95 %",
-    "at-fault collision",
-    "off road",
-    "progress",
-    "TTC p5 [s]",
-    "jerk p95",
-    "against blind",
-)
 
 
 def outcomes_of(suite_name: str, policy: str, out: Path, workers: int) -> tuple[Outcome, ...]:
@@ -60,44 +49,15 @@ def outcomes_of(suite_name: str, policy: str, out: Path, workers: int) -> tuple[
     if (directory / "summary.json").is_file():
         found, summary = read_outcomes(directory)
         kind, has_stack, bundle = policy.partition(":")
-        name = f"{kind}:{load_bundle(bundle)}" if has_stack else policy  # with the digest
-        if summary.get("policy") == name and wanted <= {item.scenario for item in found}:
+        # With the digest, of this copy or an earlier one.
+        names = [f"{kind}:{label}" for label in load_bundle(bundle).labels] if has_stack else [policy]
+        if summary.get("policy") in names and wanted <= {item.scenario for item in found}:
             return tuple(item for item in found if item.scenario in wanted)
     log(f"driving {suite_name} by {policy}")
     command = [sys.executable, "-m", "e2e_perception.cli", "drive", "--suite", suite_name, "--policy", policy]
     command += ["--workers", str(workers), "--out", str(directory), "--json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return read_outcomes(directory)[0]
-
-
-def figures_of(outcomes: tuple[Outcome, ...], control: tuple[Outcome, ...] | None) -> dict[str, Any]:
-    """What `summarize` says of a drive, success by road, and the difference to the control."""
-    roads: dict[str, list[int]] = {}
-    for item in outcomes:
-        found = roads.setdefault(item.family.partition("+")[0], [0, 0])
-        found[0] += item.success
-        found[1] += 1
-    figures = {**summarize(outcomes), "roads": dict(sorted(roads.items()))}
-    if control is not None and control is not outcomes:
-        figures["against_control"] = paired_difference(outcomes, control, "success")
-    return figures
-
-
-def row(policy: str, figures: Mapping[str, Any]) -> list[str]:
-    """One line of the table."""
-    low, high = figures["success_rate_ci95"]
-    cells = [policy, f"{figures['success_rate']:.3f}", f"{low:.2f} … {high:.2f}"]
-    cells += [f"{figures[name]:.3f}" for name in ("at_fault_collision_rate", "off_road_rate")]
-    cells += [
-        f"{figures['progress_mean']:.2f}",
-        f"{figures['ttc_p5_s']:.2f}",
-        f"{figures['jerk_p95_mps3']:.1f}",
-    ]
-    paired = figures.get("against_control")
-    if paired is None:
-        return [*cells, "—"]
-    low, high = paired["difference_ci95"]
-    return [*cells, f"{paired['difference']:+.2f} ({low:+.2f} … {high:+.2f})"]
 
 
 def main() -> int:
@@ -114,6 +74,8 @@ def main() -> int:
     arguments = parser.parse_args()
     document: dict[str, Any] = {}
     try:
+        if (arguments.out / RESULTS).is_file():  # suites that are not driven now stay
+            document = json.loads((arguments.out / RESULTS).read_text(encoding="utf-8"))
         for suite in arguments.suites:
             drives = {p: outcomes_of(suite, p, arguments.out, arguments.workers) for p in arguments.policies}
             figures = {p: figures_of(found, drives.get(CONTROL)) for p, found in drives.items()}
@@ -121,21 +83,11 @@ def main() -> int:
             show(suite, [row(*item) for item in figures.items()], HEAD, arguments.markdown)
             if arguments.families:
                 show(suite, *by_road(figures), arguments.markdown)
-    except (E2EPerceptionError, subprocess.CalledProcessError) as error:
+    except (E2EPerceptionError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_whole(arguments.out / RESULTS, json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
     return 0
-
-
-def by_road(by_policy: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], tuple[str, ...]]:
-    """Success by road, hazards or none: rows and head."""
-    roads = sorted({road for figures in by_policy.values() for road in figures["roads"]})
-    rows = []
-    for policy, figures in by_policy.items():
-        counts = (figures["roads"].get(road, (0, 0)) for road in roads)
-        rows.append([policy, *(f"{passed}/{driven}" for passed, driven in counts)])
-    return rows, ("policy", *roads)
 
 
 def show(title: str, rows: list[list[str]], head: tuple[str, ...], markdown: bool) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import shlex
@@ -40,6 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from e2e_perception.cli.console import log
 from e2e_perception.core.errors import ConfigError, E2EPerceptionError
 from e2e_perception.core.named_files import offending_keys, read_named
+from e2e_perception.core.provenance import git_commit
 from e2e_perception.training.config import load_training_config
 
 FOLDER = "experiments"
@@ -208,7 +210,7 @@ def steps_of(experiment: Experiment, out: Path, device: str) -> list[Step]:
                     bundle, evaluation, group, seed
                 ),
                 (f"export/{label}",),
-                "facts",
+                "facts with weights",
             )
         )
         arguments = ["evaluate", bundle, "--suite", experiment.perception]
@@ -275,6 +277,9 @@ def move_up(directory: Path) -> None:
 def refuse_another_network(bundle: Path, evaluation: Path) -> None:
     """What was measured of a network with other code is not added to.
 
+    Other weights are no reason: what was measured of those is measured again, for the bundle is newer. Where
+    on another processor rounding alone decides between two objects, the same code can look like another.
+
     Raises:
         ConfigError: If there are figures of these weights with code that makes something else of them; the
             bundle is removed.
@@ -283,20 +288,43 @@ def refuse_another_network(bundle: Path, evaluation: Path) -> None:
     if not facts.is_file():
         return
     known = json.loads(facts.read_text(encoding="utf-8"))
-    measured, found = known.get("fingerprint", {}), fingerprint(bundle)
-    apart = [
-        f"{name} {measured.get(name)}, now {value}"
-        for name, value in found.items()
-        if name not in measured or abs(value - measured[name]) > FINGERPRINT_TOLERANCE * max(value, 0.01)
-    ]
-    if not apart:
+    if "fingerprint" not in known or "weights_digest" not in known:
+        why = "does not say what the network computed"
+    elif known["weights_digest"] != weights_digest(bundle):
         return
+    else:
+        apart = differing(known["fingerprint"], fingerprint(bundle))
+        if not apart:
+            return
+        why = (
+            f"is of commit {known.get('measured_at_commit')}, and this code makes another network of these "
+            f"weights (mean size of {', '.join(apart[:3])})"
+        )
     shutil.rmtree(bundle)
     raise ConfigError(
-        f"{evaluation} is of commit {known.get('measured_at_commit')}, and this code makes another network "
-        f"of these weights (mean size of {', '.join(apart[:3])}); run that commit, or measure all anew in "
-        "another --out with --published DIR --only-networks"
+        f"{facts} {why}; run the commit that measured it, or measure all anew in another --out with "
+        "--published DIR --only-networks"
     )
+
+
+def differing(measured: Mapping[str, float], found: Mapping[str, float]) -> list[str]:
+    """Outputs whose mean size is another, or that only one of two fingerprints has."""
+    apart = []
+    for name in sorted({*measured, *found}):
+        a, b = measured.get(name), found.get(name)
+        if a is None or b is None or abs(a - b) > FINGERPRINT_TOLERANCE * max(a, b, 0.01):
+            apart.append(f"{name} {a}, now {b}")
+    return apart
+
+
+def weights_digest(bundle: Path) -> str:
+    """SHA-256 of a bundle's weights, whatever wrote the file."""
+    from safetensors.numpy import load_file
+
+    found = hashlib.sha256()
+    for name, values in sorted(load_file(bundle / "weights.safetensors").items()):
+        found.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+    return found.hexdigest()
 
 
 def fingerprint(bundle: Path) -> dict[str, float]:
@@ -342,6 +370,7 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
         "latency_ms": round(min(taken), 2),
         "graph_digest": graph_digest(bundle / "model.onnx"),
         "fingerprint": fingerprint(bundle),
+        "weights_digest": weights_digest(bundle),
         "parameters": manifest["num_parameters"],
         "bundle_digest": opened.digest,
         "dataset_digests": manifest["provenance"]["dataset_digests"],
@@ -350,6 +379,19 @@ def write_facts(bundle: Path, evaluation: Path, group: str, seed: int) -> None:
     }
     evaluation.mkdir(parents=True, exist_ok=True)
     (evaluation / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def note_commit(out: Path, steps: Sequence[Step]) -> None:
+    """Say so if trainings of an experiment would be of more than one commit; OUT/commit.txt has the first."""
+    if not any(step.kind == "train" for step in left_to_do(steps, out)):
+        return
+    now, path = git_commit() or "unknown", out / "commit.txt"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{now}\n", encoding="utf-8")
+    began = path.read_text(encoding="utf-8").strip()
+    if began != now or now.endswith("-dirty"):
+        log(f"warning: trainings in {out} began at commit {began}, and this is {now}; they may differ for it")
 
 
 def only(steps: Sequence[Step], wanted: Sequence[str]) -> list[Step]:
@@ -407,6 +449,7 @@ def main() -> int:
             for step in steps:
                 print(f"{'todo' if step.name in left else 'done'}  {step.name}")
             return 0
+        note_commit(options.out, steps)
         failed = work_off(steps, options.jobs, options.out)
     except E2EPerceptionError as error:
         log(f"error: {error}")

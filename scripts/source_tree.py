@@ -12,6 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 sys.path.insert(0, str(ROOT))
-_before = os.environ.get("PYTHONPATH", "")
-if str(ROOT) not in _before.split(os.pathsep):
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{_before}" if _before else str(ROOT)
+_others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", str(ROOT))]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *_others])
+os.environ["PYTHONSAFEPATH"] = "1"  # `python -m` would look where it was started before that

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import source_tree  # noqa: F401
+from drive_tables import HEAD as DRIVE_HEAD
+from drive_tables import by_road
+from drive_tables import row as drive_row
 from experiment_facts import datasets_of, training_of, write_whole
-from measure_drives import HEAD as DRIVE_HEAD
-from measure_drives import by_road
-from measure_drives import row as drive_row
 
 from e2e_perception.cli.console import finite, log
 from e2e_perception.core.errors import E2EPerceptionError, InputError
@@ -99,6 +99,10 @@ CLIP_FIGURES = (
     ("association_accuracy", "association accuracy", 3),
     ("min_ade_m", "minADE over 4 s, 3 futures [m]", 2),
     ("min_fde_m", "minFDE [m]", 2),
+    ("drivable_iou", "drivable area: overlap (IoU)", 3),
+    ("boundary_iou", "boundary: overlap", 3),
+    ("occupied_iou", "occupancy: overlap", 3),
+    ("flow_error_mps", "flow: end-point error [m/s]", 2),
     ("plan_regret", "plan regret, in the expert's prices", 2),
     ("plan_avoidable_collision", "plan collides where another proposal does not", 3),
     ("plan_l2_1s_m", "plan L2 at 1 s [m]", 2),
@@ -241,9 +245,9 @@ def interval(low_high: Sequence[float], digits: int = 3) -> str:
     return f"{low:+.{digits}f} … {high:+.{digits}f}".replace("-", "−")
 
 
-def joint_table(results: Mapping[str, Any]) -> str:
+def joint_table(section: Mapping[str, Any]) -> str:
     """Joint against modular."""
-    by_name = {item["name"]: item for item in results["experiment"]["comparison"]["differences"]}
+    by_name = {item["name"]: item for item in section["comparison"]["differences"]}
     rows = []
     for name, title in COMPARED.items():
         if name not in by_name:
@@ -262,9 +266,8 @@ def joint_table(results: Mapping[str, Any]) -> str:
     return table(("figure", "joint", "modular", "difference", "95 %", "95 %, these networks"), rows)
 
 
-def seeds_table(results: Mapping[str, Any]) -> str:
+def seeds_table(experiment: Mapping[str, Any]) -> str:
     """Each training by itself."""
-    experiment = results["experiment"]
     rows = []
     for standing in experiment["pareto"]["standings"]:
         network = experiment["networks"][standing["label"]]
@@ -287,9 +290,9 @@ def seeds_table(results: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
-def closed_loop_table(results: Mapping[str, Any]) -> str:
+def closed_loop_table(section: Mapping[str, Any]) -> str:
     """Everybody who drove."""
-    by_suite = results["experiment"]["closed_loop"]
+    by_suite = section["closed_loop"]
     rows = []
     for policy in POLICIES:
         if not any(policy in found for found in by_suite.values()):
@@ -311,9 +314,9 @@ def closed_loop_table(results: Mapping[str, Any]) -> str:
     return table(("policy", *head), rows)
 
 
-def ablation_table(results: Mapping[str, Any]) -> str:
+def ablation_table(section: Mapping[str, Any]) -> str:
     """Scores of validation clips by group: mean over seeds, and the seeds' range of the mean score."""
-    groups = results["ablations"]["groups"]
+    groups = section["groups"]
     base = [seed["clips_per_s"] for seed in groups.get(BASE, {}).values()]
     if not base:
         raise InputError(f"there is no finished training of {BASE!r}, to which the others are compared")
@@ -335,11 +338,10 @@ def ablation_table(results: Mapping[str, Any]) -> str:
     return table(("training", "seeds", *SCORES, "mean, seeds", "speed"), rows)
 
 
-def rate_table(results: Mapping[str, Any]) -> str:
+def rate_table(section: Mapping[str, Any]) -> str:
     """Scores by which the learning rates were chosen."""
     rows = []
-    groups = results["rates"]["groups"]
-    for name, seeds in sorted(groups.items(), key=lambda item: _by_number(item[0])):
+    for name, seeds in sorted(section["groups"].items(), key=lambda item: _by_number(item[0])):
         for seed, run in sorted(seeds.items()):
             figures = run["validation"]
             rows.append([name, seed, *(f"{figures[f'score/{s}']:.3f}" for s in SCORES)])
@@ -351,21 +353,19 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def cosine_table(results: Mapping[str, Any]) -> str:
+def cosine_table(section: Mapping[str, Any]) -> str:
     """Cosines between objectives' gradients."""
-    runs = list(results["ablations"]["groups"][BASE].values())
+    runs = list(section["groups"][BASE].values())
     names = sorted(runs[0]["cosines"])
     values = [[f"{np.mean([run['cosines'][name] for run in runs]):+.2f}".replace("-", "−") for name in names]]
     return table([name.replace("/", " · ") for name in names], values)
 
 
-def robustness_table(results: Mapping[str, Any]) -> str:
+def robustness_table(section: Mapping[str, Any]) -> str:
     """Each sensor lost, each degradation."""
     rows = []
     for suite, found in (
-        (measured["suite"], case)
-        for measured in results["robustness"]["measured"]
-        for case in measured["cases"]
+        (measured["suite"], case) for measured in section["measured"] for case in measured["cases"]
     ):
         low, high = found["success_rate_ci95"]
         cells = [
@@ -388,26 +388,26 @@ def robustness_table(results: Mapping[str, Any]) -> str:
 def drives_table(suite: str) -> Callable[[Mapping[str, Any]], str]:
     """Who drove a suite, by itself."""
 
-    def made(results: Mapping[str, Any]) -> str:
-        rows = [[_marked(cell) for cell in drive_row(*item)] for item in drivers(results, suite).items()]
+    def made(section: Mapping[str, Any]) -> str:
+        rows = [[_marked(cell) for cell in drive_row(*item)] for item in drivers(section, suite).items()]
         return table((f"`{suite}`", *DRIVE_HEAD[1:]), rows)
 
     return made
 
 
-def roads_table(results: Mapping[str, Any]) -> str:
+def roads_table(section: Mapping[str, Any]) -> str:
     """Successes on `test` by road."""
-    rows, head = by_road(drivers(results, "test"))
+    rows, head = by_road(drivers(section, "test"))
     return table(("successes by road", *head[1:]), [[_marked(cell) for cell in cells] for cells in rows])
 
 
-def drivers(results: Mapping[str, Any], suite: str) -> dict[str, Any]:
+def drivers(section: Mapping[str, Any], suite: str) -> dict[str, Any]:
     """Figures of everybody who drove a suite.
 
     Raises:
         InputError: If nobody did.
     """
-    suites = results["drives"]["suites"]
+    suites = section["suites"]
     if suite not in suites:
         raise InputError(f"nobody drove {suite!r}, only {', '.join(suites)}; run measure_drives.py on both")
     found: dict[str, Any] = suites[suite]["policies"]
@@ -415,13 +415,13 @@ def drivers(results: Mapping[str, Any], suite: str) -> dict[str, Any]:
 
 
 def _marked(cell: str) -> str:
-    """A cell, in bold if it names what this is about."""
-    return f"**{cell}**" if cell.startswith("bundle:") else cell.replace("-0.", "−0.").replace("(-", "(−")
+    """A cell, in bold if it names what this is about, with minus signs where it is of numbers."""
+    return f"**{cell}**" if cell.startswith("bundle:") else re.sub(r"-(?=\d)", "−", cell)
 
 
-def clips_table(results: Mapping[str, Any]) -> str:
+def clips_table(section: Mapping[str, Any]) -> str:
     """The shipped bundle on clips, with its sensors, without, and with those of another scenario."""
-    figures = results["bundle"]["evaluation"]
+    figures = section["evaluation"]
     rows = []
     for name, title, digits in CLIP_FIGURES:
         values = (figures.get(f"{room}{name}") for room in ("", "no_sensors/", "shuffled_sensors/"))
@@ -431,11 +431,16 @@ def clips_table(results: Mapping[str, Any]) -> str:
     return table(("figure", "full", "no sensors", "shuffled sensors"), rows)
 
 
+# Name in a document: section of the results, and what makes a table of it.
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "joint-modular": ("experiment", joint_table),
     "trainings": ("experiment", seeds_table),
     "closed-loop": ("experiment", closed_loop_table),
     "learning-rates": ("rates", rate_table),
+    "stage-rates": ("stage_rates", rate_table),
+    "second-joint-modular": ("second", joint_table),
+    "second-trainings": ("second", seeds_table),
+    "second-closed-loop": ("second", closed_loop_table),
     "ablations": ("ablations", ablation_table),
     "cosines": ("ablations", cosine_table),
     "robustness": ("robustness", robustness_table),
@@ -447,10 +452,10 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 
 def with_tables(text: str, results: Mapping[str, Any]) -> str:
-    """A document with its tables renewed.
+    """A document with its tables renewed; one whose section is missing stays as it is.
 
     Raises:
-        InputError: If it has a place for an unknown table, or one whose section is missing.
+        InputError: If it has a place for an unknown table, or the section does not make one.
     """
 
     def renewed(found: re.Match[str]) -> str:
@@ -459,10 +464,20 @@ def with_tables(text: str, results: Mapping[str, Any]) -> str:
             raise InputError(f"no table {name!r}; there are {', '.join(TABLES)}")
         section, make = TABLES[name]
         if section not in results:
-            raise InputError(f"table {name!r} needs section {section!r}, which results.json does not have")
-        return f"<!-- results: {name} -->\n\n{make(results)}\n\n<!-- end -->"
+            return found[0]
+        try:
+            made = make(results[section])
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"section {section!r} makes no table {name!r}: {error!r}; gather it again"
+            ) from error
+        return f"<!-- results: {name} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- results: ([\w-]+) -->.*?<!-- end -->", renewed, text, flags=re.DOTALL)
+
+
+# Sections, called like the options that name what they are gathered from.
+OPTIONS = ("experiment", "second", "rates", "stage_rates", "ablations", "robustness", "drives", "bundle")
 
 
 def refuse_no_place(section: str, text: str) -> None:
@@ -488,8 +503,16 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         yield "rates", ablation_section(options.rates)
     if options.ablations:
         yield "ablations", ablation_section(options.ablations)
+    if options.second:
+        yield "second", experiment_section(options.second)
+    if options.stage_rates:
+        yield "stage_rates", ablation_section(options.stage_rates)
     if options.robustness:
-        yield "robustness", {"measured": [read_figures(path, "cases") for path in options.robustness]}
+        measured = [read_figures(path, "cases") for path in options.robustness]
+        for path, found in zip(options.robustness, measured, strict=True):
+            if found.get("limit") is not None:
+                raise InputError(f"{path} is of {found['limit']} scenarios of {found['suite']}; drive all")
+        yield "robustness", {"measured": measured}
     if options.drives:
         yield "drives", {"suites": read_figures(options.drives)}
     if options.bundle:
@@ -519,6 +542,8 @@ def main() -> int:
     )
     parser.add_argument("--experiment", type=Path, help="directory of `run_experiments.py nano`")
     parser.add_argument("--rates", type=Path, help="of `run_experiments.py learning-rate`")
+    parser.add_argument("--second", type=Path, help="of `run_experiments.py nano-second`")
+    parser.add_argument("--stage-rates", type=Path, help="of `run_experiments.py stage-rates`")
     parser.add_argument("--ablations", type=Path, help="of `run_experiments.py ablations`")
     parser.add_argument(
         "--robustness", type=Path, nargs="+", help="robustness.json, one or more, of `measure_robustness.py`"
@@ -534,11 +559,13 @@ def main() -> int:
             results = json.loads(options.results.read_text(encoding="utf-8"))
         commit = git_commit()
         text = options.document.read_text(encoding="utf-8")
+        for name in OPTIONS:
+            if getattr(options, name):
+                refuse_no_place(name, text)
         for name, section in sections(options):
-            if "-dirty" in (commit or "-dirty"):
+            if commit is not None and commit.endswith("-dirty"):
                 log(f"{name} is gathered with changes that are in no commit; results.json will say so")
             results[name] = {"gathered_at_commit": commit, **section}
-            refuse_no_place(name, text)
         renewed = with_tables(text, finite(results))  # before anything is written
         if results:
             document = json.dumps(finite(results), indent=1, allow_nan=False)

@@ -78,9 +78,10 @@ def collect(
         return ClipStore(out)
     specs = [spec for spec in specs_of(wanted.suite, wanted.part) if _is_wanted(spec, wanted)]
     if not specs:
+        of = f" of {' or '.join(wanted.families)}" if wanted.families else ""
         raise InputError(
-            f"no scenario of suite {wanted.suite}, part {wanted.part}, is of {' or '.join(wanted.families)}; "
-            "name other families, or a larger part"
+            f"on_policy: part {wanted.part} of suite {wanted.suite} has no scenario{of}; name a larger part"
+            f"{', or other families' if of else ''}"
         )
     (out / DONE).mkdir(parents=True, exist_ok=True)
     if not (out / GRAPH).is_file():

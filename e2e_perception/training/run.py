@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from e2e_perception.core.errors import InputError
+from e2e_perception.core.named_files import offending_keys
 from e2e_perception.core.provenance import git_commit
 from e2e_perception.model.losses import OBJECTIVES
 from e2e_perception.model.network import JointNetwork
@@ -129,8 +131,12 @@ class Run:
         Raises:
             InputError: If they differ.
         """
-        # What a setting of a later version was in an older run is its default.
-        got = TrainingConfig.model_validate(checkpoint.facts["training"]).model_dump(mode="json")
+        try:
+            # What a setting of a later version was in an older run is its default.
+            got = TrainingConfig.model_validate(checkpoint.facts["training"]).model_dump(mode="json")
+        except ValidationError as error:
+            wrong = "; ".join(offending_keys(error, "configuration"))
+            raise InputError(f"{out} holds a run that is refused now ({wrong}); use a new --out") from error
         expected = self.config.model_dump(mode="json")
         if got != expected:
             changed = [key for key in expected if got[key] != expected[key]]

@@ -85,6 +85,10 @@ def test_what_was_driven_before_an_interruption_is_not_driven_again(drives: Driv
 
 def test_families_that_a_suite_has_not_are_named(drives: Drives, tmp_path: Path) -> None:
     wanted = OnPolicy(suite="smoke", families=("lava",))
-    with pytest.raises(InputError, match="no scenario of suite smoke, part 1/1, is of lava"):
+    with pytest.raises(
+        InputError, match=r"part 1/1 of suite smoke has no scenario of lava; .* other families"
+    ):
         collect(untrained_network(), wanted, tmp_path / "clips")
+    with pytest.raises(InputError, match=r"part 99/99 of suite smoke has no scenario; name a larger part$"):
+        collect(untrained_network(), OnPolicy(suite="smoke", part="99/99"), tmp_path / "clips")
     assert not drives.driven and not (tmp_path / "clips").exists()

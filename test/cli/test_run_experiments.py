@@ -104,24 +104,35 @@ def test_figures_of_another_network_are_not_added_to(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "fingerprint", lambda bundle: {"plan_sd": 10.0, "query_scores": 0.05})
+    monkeypatch.setattr(script, "weights_digest", lambda bundle: "these")
     bundle, evaluation = tmp_path / "bundle", tmp_path / "evaluation"
     bundle.mkdir()
     evaluation.mkdir()
     script.refuse_another_network(bundle, evaluation)  # nothing measured yet
 
-    def measured(**fingerprint: float) -> None:
-        facts = {"fingerprint": fingerprint, "measured_at_commit": "0123abc"}
+    def measured(weights: str = "these", **fingerprint: float) -> None:
+        facts = {"fingerprint": fingerprint, "weights_digest": weights, "measured_at_commit": "0123abc"}
         (evaluation / "facts.json").write_text(json.dumps(facts))
 
-    measured(plan_sd=10.0001, query_scores=0.05, gone_since=1.0)  # rounding
+    measured(plan_sd=10.0001, query_scores=0.05)  # rounding
+    script.refuse_another_network(bundle, evaluation)
+    measured("others", plan_sd=3.0)  # it was trained again, and will be measured again
     script.refuse_another_network(bundle, evaluation)
     assert bundle.is_dir()
-    for wrong in ({"plan_sd": 10.0, "query_scores": 0.051}, {"plan_sd": 10.0}, {}):
+    for wrong, name in (
+        ({"plan_sd": 10.0, "query_scores": 0.051}, "query_scores"),
+        ({"plan_sd": 10.0}, "query_scores"),
+        ({"plan_sd": 10.0, "query_scores": 0.05, "gone_since": 1.0}, "gone_since"),
+    ):
         bundle.mkdir(exist_ok=True)
         measured(**wrong)
-        with pytest.raises(ConfigError, match=r"commit 0123abc.*query_scores .*--only-networks"):
+        with pytest.raises(ConfigError, match=rf"commit 0123abc.*mean size of {name} .*--only-networks"):
             script.refuse_another_network(bundle, evaluation)
         assert not bundle.exists()
+    bundle.mkdir()
+    (evaluation / "facts.json").write_text("{}")
+    with pytest.raises(ConfigError, match="does not say what the network computed"):
+        script.refuse_another_network(bundle, evaluation)
 
 
 def test_a_fingerprint_tells_the_same_weights_with_another_constant(
@@ -133,7 +144,9 @@ def test_a_fingerprint_tells_the_same_weights_with_another_constant(
     assert (other / "weights.safetensors").read_bytes() == (bundle / "weights.safetensors").read_bytes()
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
-    (evaluation / "facts.json").write_text(json.dumps({"fingerprint": script.fingerprint(bundle)}))
+    facts = {"fingerprint": script.fingerprint(bundle), "weights_digest": script.weights_digest(bundle)}
+    (evaluation / "facts.json").write_text(json.dumps(facts))
+    assert script.weights_digest(other) == facts["weights_digest"]
     script.refuse_another_network(bundle, evaluation)
     with pytest.raises(ConfigError, match="mean size of object_futures"):
         script.refuse_another_network(other, evaluation)
@@ -436,6 +449,33 @@ def test_a_training_says_how_long_it_took_with_everything(script: ModuleType, tm
     assert len((tmp_path / "steps" / "train-a-0.seconds").read_text().split()) == 2
     (tmp_path / "steps" / "train-a-0.seconds").write_text("90.0\n30.0\n")
     assert facts.minutes_of(tmp_path, "a-0") == 2.0
+
+
+def test_time_of_what_was_thrown_away_is_not_counted(script: ModuleType, tmp_path: Path) -> None:
+    made = tmp_path / "runs" / "a-0" / "done"
+
+    def run() -> None:
+        made.parent.mkdir(parents=True)
+        made.touch()
+
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "train-a-0.seconds").write_text("3600.0\n")
+    assert script.work_off([script.Step("train/a-0", "train", made, run)], 1, tmp_path) == []
+    assert sys.modules["experiment_facts"].minutes_of(tmp_path, "a-0") < 1.0
+
+
+def test_trainings_of_more_than_one_commit_are_said(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = script.Step("train/a-0", "train", tmp_path / "done", lambda: None)
+    for commit, warns in (("0123abc", False), ("0123abc", False), ("4567def", True), ("0123abc-dirty", True)):
+        monkeypatch.setattr(script, "git_commit", lambda commit=commit: commit)
+        script.note_commit(tmp_path, [step])
+        told = capsys.readouterr().err
+        assert (f"began at commit 0123abc, and this is {commit}" in " ".join(told.split())) == warns
+    (tmp_path / "done").touch()
+    script.note_commit(tmp_path, [step])
+    assert not capsys.readouterr().err, "nothing is trained"
 
 
 def test_a_training_without_a_step_has_no_facts(script: ModuleType, tmp_path: Path) -> None:

@@ -58,8 +58,12 @@ def test_a_table_takes_the_place_of_the_old_one_and_nothing_else(script: ModuleT
 def test_a_place_for_nothing_is_an_error(script: ModuleType) -> None:
     with pytest.raises(InputError, match="no table 'luck'"):
         script.with_tables("<!-- results: luck --><!-- end -->", {})
-    with pytest.raises(InputError, match="needs section 'ablations'"):
-        script.with_tables("<!-- results: ablations --><!-- end -->", {})
+    with pytest.raises(
+        InputError, match=r"section 'ablations' makes no table 'cosines': KeyError\('groups'\)"
+    ):
+        script.with_tables("<!-- results: cosines --><!-- end -->", {"ablations": {}})
+    kept = "<!-- results: ablations -->\nby hand\n<!-- end -->"
+    assert script.with_tables(kept, {}) == kept, "what was not gathered stays as it is"
 
 
 def test_what_was_gathered_has_a_place_or_nothing_is_written(
@@ -76,21 +80,34 @@ def test_what_was_gathered_has_a_place_or_nothing_is_written(
         return int(script.main())
 
     assert write("--robustness", str(measured)) == 2
+    assert "there is no place for robustness" in capsys.readouterr().err, "before anything is read"
+    document.write_text(place)
+    assert write("--robustness", str(measured)) == 2
     assert "robustness.json: [Errno 2]" in capsys.readouterr().err
     measured.write_text("{}")
     assert write("--robustness", str(measured)) == 2
     assert "holds no cases" in capsys.readouterr().err
+    measured.write_text(json.dumps({"suite": "test", "limit": 3, "cases": []}))
+    assert write("--robustness", str(measured)) == 2
+    assert "is of 3 scenarios of test; drive all" in capsys.readouterr().err
+    measured.write_text(json.dumps({"suite": "test", "cases": [{}]}))
+    assert write("--robustness", str(measured)) == 2
+    assert "section 'robustness' makes no table 'robustness'" in capsys.readouterr().err
+    assert not results.exists() and document.read_text() == place
     measured.write_text(json.dumps({"suite": "test", "cases": []}))
-    assert write("--robustness", str(measured)) == 2
-    assert "there is no place for robustness" in capsys.readouterr().err
-    document.write_text(place + "<!-- results: roads --><!-- end -->")
-    assert write("--robustness", str(measured)) == 2
-    assert "needs section 'drives'" in capsys.readouterr().err
-    assert not results.exists() and "| suite |" not in document.read_text()
-    document.write_text(place)
     assert write("--robustness", str(measured), str(measured)) == 0
     assert len(json.loads(results.read_text())["robustness"]["measured"]) == 2
     assert "| suite | what is wrong |" in document.read_text()
+
+
+def test_the_document_has_a_place_for_all_that_is_gathered_by_make_results(script: ModuleType) -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nresults:")[2].partition("\n\n")[0]
+    command = recipe.partition("scripts/write_results.py")[2]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    given = [name for name in script.OPTIONS if f"--{name.replace('_', '-')} " in command]
+    assert len(given) >= 6
+    for name in given:
+        script.refuse_no_place(name, text)
 
 
 def test_ablations_need_what_they_are_compared_to(script: ModuleType) -> None:
@@ -104,7 +121,7 @@ def test_drives_are_shown_with_the_bundle_marked(script: ModuleType) -> None:
     one = outcome(bare_record())
     good = tuple(replace(one, scenario=f"s/{n}", family="exit+debris") for n in range(4))
     bad = tuple(replace(item, success=False, family="merge") for item in good)
-    drives = sys.modules["measure_drives"]
+    drives = sys.modules["drive_tables"]
     policies = {"blind": drives.figures_of(bad, bad), "bundle:tiny": drives.figures_of(good, bad)}
     results = {"drives": {"suites": {"test": {"policies": policies}}}}
     shown = script.with_tables("<!-- results: drives-test --><!-- end -->", results)
