@@ -317,8 +317,7 @@ def closed_loop_table(section: Mapping[str, Any]) -> str:
 def ablation_table(section: Mapping[str, Any]) -> str:
     """Scores of validation clips by group: mean over seeds, and the seeds' range of the mean score."""
     groups = section["groups"]
-    base = [seed["clips_per_s"] for seed in groups.get(BASE, {}).values()]
-    if not base:
+    if not groups.get(BASE):
         raise InputError(f"there is no finished training of {BASE!r}, to which the others are compared")
     rows = []
     for name, seeds in groups.items():
@@ -330,12 +329,11 @@ def ablation_table(section: Mapping[str, Any]) -> str:
                 str(len(runs)),
                 *(f"{np.mean([run['validation'][f'score/{s}'] for run in runs]):.3f}" for s in SCORES),
                 f"{min(means):.3f} … {max(means):.3f}",
-                f"{np.median([run['clips_per_s'] for run in runs]) / np.median(base):.2f}",
             ]
         )
     order = {BASE: 0, "no-curriculum": 8, "no-memory": 9}
     rows.sort(key=lambda cells: (order.get(cells[0], 1), cells[0]))
-    return table(("training", "seeds", *SCORES, "mean, seeds", "speed"), rows)
+    return table(("training", "seeds", *SCORES, "mean, seeds"), rows)
 
 
 def rate_table(section: Mapping[str, Any]) -> str:
