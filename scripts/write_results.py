@@ -315,7 +315,7 @@ def closed_loop_table(section: Mapping[str, Any]) -> str:
 
 
 def ablation_table(section: Mapping[str, Any]) -> str:
-    """Scores of validation clips by group: mean over seeds, and the seeds' range of the mean score."""
+    """Scores of validation clips by group: mean over seeds, and the range of the mean score."""
     groups = section["groups"]
     if not groups.get(BASE):
         raise InputError(f"there is no finished training of {BASE!r}, to which the others are compared")
@@ -328,7 +328,7 @@ def ablation_table(section: Mapping[str, Any]) -> str:
                 name,
                 str(len(runs)),
                 *(f"{np.mean([run['validation'][f'score/{s}'] for run in runs]):.3f}" for s in SCORES),
-                f"{min(means):.3f} … {max(means):.3f}",
+                f"{min(means):.3f} … {max(means):.3f}" if len(means) > 1 else "—",
             ]
         )
     order = {BASE: 0, "no-curriculum": 8, "no-memory": 9}
@@ -356,7 +356,7 @@ def cosine_table(section: Mapping[str, Any]) -> str:
     runs = list(section["groups"][BASE].values())
     names = sorted(runs[0]["cosines"])
     values = [[f"{np.mean([run['cosines'][name] for run in runs]):+.2f}".replace("-", "−") for name in names]]
-    return table([name.replace("/", " · ") for name in names], values)
+    return table([name.replace("~", " · ") for name in names], values)
 
 
 def robustness_table(section: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def test_a_table_takes_the_place_of_the_old_one_and_nothing_else(script: ModuleT
     assert made.startswith("before\n<!-- results: ablations -->\n") and made.endswith("<!-- end -->\nafter\n")
     assert "old" not in made
     assert "| fixed | 2 | 0.600 |" in made and "| 0.500 … 0.700 |" in made
-    assert "| mgda | 1 | 0.400 |" in made
+    assert "| mgda | 1 | 0.400 |" in made and "| 0.400 | — |" in made
     assert script.with_tables(made, {"ablations": {"groups": groups}}) == made
 
 
