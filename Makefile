@@ -73,7 +73,7 @@ bundle: setup ## simulate what the shipped bundle saw, train a `tiny` from nothi
 	  --out $(RUN)/run --config tiny --tracking none; \
 	python -m e2e_perception.cli export $(RUN)/run --best --data $(RUN)/clean --max-clips 120 --out $(BUNDLE)
 
-results: venv ## every table of docs/results.md that comes from experiments, anew (13 hours of two cores); resumable, without ROS
+results: venv ## every table of docs/results.md that comes from experiments, anew (about 13 hours of two cores); resumable, without ROS
 	@export $(IN_VENV); set -e; run="python scripts/run_experiments.py"; \
 	$$run learning-rate --out $(RUNS)/rate --only clips train; \
 	$$run nano --out $(RUNS)/nano; \
