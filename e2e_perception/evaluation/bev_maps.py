@@ -8,23 +8,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from e2e_perception.evaluation.ratios import Ratios
+
 PROBABILITY = 0.5  # above it a cell is said to be drivable, boundary or occupied
 
 
-class BevMapMetrics:
+class BevMapMetrics(Ratios):
     """Accumulates over frames; `summary` gives what could be measured.
 
     Overlap is intersection over union, as for the BEV maps of Lift, Splat, Shoot (Philion & Fidler, ECCV
     2020), pooled: intersections of all frames over unions of all frames.
     """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
-
-    def _add(self, name: str, value: float, count: float) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counts[name] = self._counts.get(name, 0.0) + count
 
     def add_map(
         self,
@@ -62,4 +56,4 @@ class BevMapMetrics:
 
     def summary(self) -> dict[str, float]:
         """Figures by name; one of which no cell was counted is left out."""
-        return {k: self._sums[k] / self._counts[k] for k in sorted(self._sums) if self._counts[k] > 0}
+        return self._means()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from e2e_perception.core.frames import wrap_angle
+from e2e_perception.evaluation.ratios import Ratios
 
 MATCH_DISTANCE = 2.0  # [m] between centres, as in the nuScenes detection task (Caesar et al. 2020)
 SCORE_THRESHOLD = 0.3
@@ -23,19 +24,14 @@ MAX_REGRET = 10.0  # of the expert's prices; a proposal that collides costs up t
 COLLIDES = 5.0  # price of collision above which it is more than coming near
 
 
-class OpenLoopMetrics:
+class OpenLoopMetrics(Ratios):
     """Accumulates figures over frames; `summary` gives the means."""
 
     def __init__(self, times_S: NDArray[np.float64]) -> None:
+        super().__init__()
         self.times_S = times_S
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
         self._scored: list[tuple[float, bool]] = []
         self._num_labels = 0
-
-    def _add(self, name: str, value: float, count: float = 1.0) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counts[name] = self._counts.get(name, 0.0) + count
 
     def add_detections(
         self,
@@ -161,7 +157,7 @@ class OpenLoopMetrics:
 
     def summary(self) -> dict[str, float]:
         """Means of everything added, average precision and F1 included."""
-        means = {k: self._sums[k] / self._counts[k] for k in self._sums if self._counts[k] > 0}
+        means = self._means()
         p, r = means.get("precision", 0.0), means.get("recall", 0.0)
         means["f1"] = 2 * p * r / (p + r) if p + r > 0 else 0.0
         means["average_precision"] = average_precision(self._scored, self._num_labels)
