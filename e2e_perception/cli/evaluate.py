@@ -92,8 +92,15 @@ def evaluate(
         raise ConfigError("--suite needs --out, a directory for perception.json, its rows and its report")
     from e2e_perception.cli.perception_suite import evaluate_suite, print_figures
 
-    more = {"limit": limit, "workers": workers or 0, "degradation": degrade}
-    document = evaluate_suite(suite, config, out, **more, params=None if params is None else params.name)
+    document = evaluate_suite(
+        suite,
+        config,
+        out,
+        limit=limit,
+        workers=workers or 0,
+        degradation=degrade,
+        params=None if params is None else params.name,
+    )
     if as_json:
         emit_json(document)
     else:

@@ -201,7 +201,7 @@ class TrainingConfig(_Frozen):
     memory: bool = Field(True, description="Whether the BEV features remember the frames before.")
     batch_clips: int = Field(8, gt=0, description="Clips per step and process.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak, AdamW.")
-    learning_rates: StageRates = Field(default_factory=lambda: StageRates())
+    learning_rates: StageRates = Field(default_factory=StageRates)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(
