@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +15,7 @@ pytest.importorskip("highway_env", reason="highway-env is not installed: `pip in
 
 import yaml
 from episode_records import bare_record
+from script_import import imported
 
 from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.evaluation.outcome_tables import read_outcomes, summarize, write_outcomes
@@ -24,17 +23,12 @@ from e2e_perception.evaluation.outcomes import outcome
 from e2e_perception.simulation.degradation import load_degradation
 from e2e_perception.simulation.suites import load_suite
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SENSORS = ["top", "front", "left", "right", "all-cameras", "radar_front", "radar_left", "radar_right"]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
-    try:
-        return importlib.import_module("measure_robustness")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return imported("measure_robustness")
 
 
 class Drives:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from script_import import imported
 from short_drive import RIG
 from synthetic import untrained_network
 
@@ -26,17 +26,12 @@ from e2e_perception.training.checkpoint import STATE, load_checkpoint, write_che
 from e2e_perception.training.config import Stage, TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "scripts"
 PUBLISHED = ROOT / "docs" / "experiments" / "nano"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
-    try:
-        return importlib.import_module("run_experiments")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return imported("run_experiments")
 
 
 def test_the_shipped_experiment_has_every_step_once_and_each_after_what_it_needs(

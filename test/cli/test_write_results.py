@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 from episode_records import bare_record
 from evaluation_dirs import write_evaluation
+from script_import import imported
 
 from e2e_perception.core.errors import InputError
 from e2e_perception.evaluation.comparison import compare
@@ -20,16 +20,11 @@ from e2e_perception.evaluation.missions import load_mission
 from e2e_perception.evaluation.outcomes import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run
-    try:
-        return importlib.import_module("write_results")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return imported("write_results")
 
 
 def run(score: float, speed: float = 10.0) -> dict[str, object]:
