@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import time
 from dataclasses import fields, replace
@@ -17,7 +16,7 @@ from small_runs import MemoryStore, log_of, run_config, stages
 from synthetic import SMALL, synthetic_clip
 from torch import nn
 
-from e2e_perception.core.errors import ConfigError, InputError, TrainingError
+from e2e_perception.core.errors import InputError, TrainingError
 from e2e_perception.core.provenance import git_commit
 from e2e_perception.data.augmentation import Degradations
 from e2e_perception.data.clip_store import ClipStore, ClipWriter
@@ -28,12 +27,10 @@ from e2e_perception.data.dataset import (
     clip_arrays,
     with_dropout,
 )
-from e2e_perception.model.losses import LOSSES, OBJECTIVES
 from e2e_perception.model.network import JointNetwork
 from e2e_perception.training import config as training_config
 from e2e_perception.training import loop as loop_module
 from e2e_perception.training.checkpoint import (
-    BEST,
     STATE,
     WEIGHTS,
     first_weights,
@@ -41,11 +38,9 @@ from e2e_perception.training.checkpoint import (
     model_from_checkpoint,
 )
 from e2e_perception.training.config import (
-    LOSS_NAMES,
     LossWeights,
     OnPolicy,
     Stage,
-    load_training_config,
 )
 from e2e_perception.training.evaluate import evaluate_open_loop, partners
 from e2e_perception.training.loop import train
@@ -328,77 +323,6 @@ def test_on_policy_stages_train_on_what_the_network_drove(tmp_path: Path) -> Non
         train([MemoryStore()], tmp_path / "other", config)
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path) -> None:
-    train([MemoryStore()], tmp_path, run_config(6, promotion={"every": 2, "clips": 2}))
-    validations = [line["figures"] for line in log_of(tmp_path) if "figures" in line]
-    assert len(validations) == 3
-    best = load_checkpoint(tmp_path / "best.safetensors")
-    promoted = [n for n, figures in enumerate(validations) if figures["promoted"]]
-    assert best.step == 2 * (promoted[-1] + 1)
-    assert best.facts["scores"]["mean"] == max(f["score/mean"] for f in validations if f["promoted"])
-    model_from_checkpoint(best)
-
-
-def scores_in_turn(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    """What one validation after the other finds: the same for every objective."""
-    found = iter(scores)
-
-    def figures(*_: Any) -> dict[str, float]:
-        score = next(found)
-        away = -math.log(score)
-        return {
-            "average_precision": score,
-            "association_accuracy": score,
-            "min_ade_m": 2.0 * away,
-            "plan_regret": 2.0 * away,
-        }
-
-    monkeypatch.setattr(loop_module, "evaluate_open_loop", figures)
-
-
-def fails_at(monkeypatch: pytest.MonkeyPatch, call: int, *, dies: bool) -> None:
-    """One forward pass gives nonsense, or the process ends there."""
-    real = loop_module.rollout
-    calls = 0
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = real(*args, **kwargs)
-        if calls == call:
-            if dies:
-                raise KeyboardInterrupt
-            result.losses["heat"] = result.losses["heat"] * torch.nan
-        return result
-
-    monkeypatch.setattr(loop_module, "rollout", failing)
-
-
-def test_a_rollback_does_not_forget_the_best_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores_in_turn(monkeypatch, 0.8, 0.75, 0.75, 0.75)
-    fails_at(monkeypatch, 4, dies=False)
-    seen: list[StepReport] = []
-    train([MemoryStore()], tmp_path, run_config(6, promotion={"every": 2, "clips": 2}), report=seen.append)
-    best = load_checkpoint(tmp_path / BEST)
-    assert (best.step, best.facts["scores"]["mean"]) == (2, pytest.approx(0.8))
-    assert [report.step for report in seen if report.event] == [2], "back to the validation, not to before it"
-
-
-def test_a_killed_run_does_not_forget_the_best_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores_in_turn(monkeypatch, 0.8, 0.75, 0.75, 0.75)
-    fails_at(monkeypatch, 4, dies=True)
-    config = run_config(6, promotion={"every": 2, "clips": 2})
-    with pytest.raises(KeyboardInterrupt):
-        train([MemoryStore()], tmp_path, config)
-    assert train([MemoryStore()], tmp_path, config) == 6
-    best = load_checkpoint(tmp_path / BEST)
-    assert (best.step, best.facts["scores"]["mean"]) == (2, pytest.approx(0.8))
-
-
 def test_modules_without_a_gradient_do_not_bring_another_device_in() -> None:
     meta = torch.device("meta")
     model = nn.Sequential(nn.Linear(2, 2, device=meta), nn.Linear(2, 2, device=meta))
@@ -621,69 +545,3 @@ def test_a_stretch_of_a_clip_begins_without_memory() -> None:
         assert clip["memory_valid"][:, 0].tolist() == [0.0, 1.0]
         starts |= {t for t in (0, 1) if torch.equal(clip["boxes"][0], whole["boxes"][t])}
     assert starts == {0, 1}
-
-
-def test_the_names_of_the_losses_are_the_same_everywhere() -> None:
-    assert tuple(LOSSES) == LOSS_NAMES == tuple(LossWeights.model_fields)
-    assert {loss.objective for loss in LOSSES.values()} == set(OBJECTIVES)
-
-
-@pytest.mark.parametrize("name", ["nano", "nano-short", "tiny", "tiny-continued"])
-def test_shipped_configurations_are_valid(name: str) -> None:
-    config = load_training_config(name)
-    assert config.size == config.network.size == name.partition("-")[0]
-
-
-def test_a_training_configuration_names_what_is_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    stage = "stages: [{name: a, steps: 10}]\n"
-    path.write_text(stage + "weights: {heat: 2.0}\n")
-    assert load_training_config(path).weights.heat == 2.0
-    for text, message in (
-        ("stepz: 10", "stepz: Extra inputs are not permitted"),
-        ("stages: [{name: a, steps: -1}]", "stages.0.steps: Input should be greater than 0"),
-        ("bev: {rotation: 2}", "bev.rotation: Input should be less than or equal to 1"),
-        ("bev: {flip: 0.5}", "bev.flip: Extra inputs are not permitted"),
-        ("stages: []", "stages: Tuple should have at least 1 item"),
-        ("stages: [{name: a, steps: 1, losses: {heet: 1}}]", "unknown losses heet"),
-        ("stages: [{name: a, steps: 1, exit: {loss: heet, below: 1}}]", "unknown loss 'heet'"),
-        (
-            "stages: [{name: a, steps: 1, losses: {heat: -1}}]",
-            r"stages\.0\.losses\.heat: Input should be greater than or equal to 0",
-        ),
-        (
-            "stages: [{name: a, steps: 1, losses: {heat: .inf}}]",
-            r"stages\.0\.losses\.heat: Input should be a finite number",
-        ),
-        (
-            "stages: [{name: a, steps: 1, losses: {heat: .nan}}]",
-            r"stages\.0\.losses\.heat: Input should be",
-        ),
-        (
-            "stages: [{name: a, steps: 1}, {name: b, steps: 1, entry: {loss: heat, below: 1}}]",
-            r"stages\.1: `entry` without `entry_wait` waits for nothing",
-        ),
-        (
-            "stages: [{name: a, steps: 1}, {name: b, steps: 1, entry_wait: 5}]",
-            r"stages\.1: `entry_wait` is 5, and no `entry` says what for",
-        ),
-        (
-            "stages: [{name: a, steps: 1, entry: {loss: heat, below: 1}, entry_wait: 5}]",
-            "stage a: no stage before it could wait for its `entry`",
-        ),
-        ("stages: [{name: a, steps: 1}, {name: a, steps: 1}]", "stages need different names"),
-        ("stages: [{name: a, steps: 1, on_policy: {}}]", "cannot drive"),
-        (
-            f"stages: [{{name: a, steps: 1, losses: {{{', '.join(f'{n}: 0' for n in LOSS_NAMES)}}}}}]",
-            "stage a has no loss with a weight above 0",
-        ),
-        ("stages: [", "is not valid YAML"),
-        ("- 1", "expected a mapping"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            load_training_config(path)
-    with pytest.raises(ConfigError, match="no training configuration"):
-        load_training_config(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match="unknown network size 'huge'"):
-        _ = run_config(size="huge").network
