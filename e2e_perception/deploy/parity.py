@@ -36,7 +36,7 @@ from e2e_perception.deploy.rollouts import (
 Log = Callable[[str], None]
 
 # To be raised whenever `compare` finds something else in the same outputs: findings are kept.
-COMPARISON_FORMAT = 1
+COMPARISON_FORMAT = 2
 
 # Columns of an output that are the coordinates of one vector.
 VECTORS = {
@@ -45,13 +45,17 @@ VECTORS = {
 }
 COLUMNS = {"object_futures": ("x", "y"), "query_boxes": BOX_FIELDS}
 SURE_SCORE = 0.3  # an object of this score has to be found in every precision
+# By which the score of an object that torch does not have is above what any of torch's can have: more than a
+# score may differ in the coarsest precision.
+SCORE_MARGIN = 0.05
 SURE_ASSOCIATION = np.log(0.7)  # whose track it is has to be agreed on where torch is this sure
 MATCH_RADIUS = 1.0  # [m] between an object's places in two engines
 SCORE_METRES = 2.0  # between two candidates of a match, a score that differs by 1 counts like so many metres
 EQUAL_PRICE = 0.01  # of the price: of two proposals that torch itself prices so much alike, either will do
 # Beside the outputs by name:
 PLAN_ERROR = "plan [m]"
-LOST, SWAPPED = "objects lost", "identities swapped"
+LOST, INVENTED, SWAPPED = "objects lost", "objects invented", "identities swapped"
+COUNTS = (LOST, INVENTED, SWAPPED)  # of which there may be none in any precision
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,10 @@ def compare(
         cost_weights: Of the columns of `plan_costs`, to choose a plan.
         least_score: See `Tolerance`.
     Returns:
-        Largest difference of any frame, by output name, `PLAN_ERROR`, `LOST` and `SWAPPED`; infinite where
-        the engine's output is not finite, NaN where two cannot be compared.
+        Largest difference of any frame, by output name, `PLAN_ERROR` and `COUNTS`; infinite where the
+        engine's output is not finite, NaN where two cannot be compared.
     """
-    worst: dict[str, float] = dict.fromkeys((*rollout.outputs, PLAN_ERROR, LOST, SWAPPED), 0.0)
+    worst: dict[str, float] = dict.fromkeys((*rollout.outputs, PLAN_ERROR, *COUNTS), 0.0)
     weights_K = np.array([cost_weights[term] for term in COST_TERMS])
     slots = num_slots(network)
     remembered = np.zeros(slots, np.bool_)
@@ -183,6 +187,7 @@ def compare(
         for name in (*MAPS, *PLAN):
             note(name, difference(name, got[name], expected[name]))
         note(LOST, float(((queries_R < 0) & (score_R >= SURE_SCORE)).sum()))
+        note(INVENTED, float(_invented(outputs["query_scores"][0].max(1), queries_R, score_R)))
         note(SWAPPED, float(_swapped(got["affinity"], expected["affinity"], remembered)))
         note(PLAN_ERROR, _plan_error(got, expected, weights_K))
         remembered = known_R[:slots]
@@ -222,7 +227,7 @@ def excess(
 ) -> dict[str, tuple[float, float]]:
     """What is out of tolerance, or of a share of it: (got, allowed) by name, the worst first."""
     allowed = {name: share * most for name, most in tolerance.outputs.items()}
-    allowed |= {PLAN_ERROR: share * tolerance.plan, LOST: 0.0, SWAPPED: 0.0}
+    allowed |= {PLAN_ERROR: share * tolerance.plan, **dict.fromkeys(COUNTS, 0.0)}
     out = {k: (v, allowed[k]) for k, v in differences.items() if not v <= allowed[k]}
     # NaN is as bad as it gets, and would leave the others unsorted.
     return dict(
@@ -237,6 +242,15 @@ def refusal(differences: Mapping[str, float], tolerance: Tolerance, *, share: fl
     """The worst of what is out of tolerance, for people; empty if nothing is."""
     worst = list(excess(differences, tolerance, share=share).items())[:3]
     return ", ".join(f"{name} {got:.2g} (allowed {allowed:.2g})" for name, (got, allowed) in worst)
+
+
+def _invented(
+    score_Q: NDArray[np.float32], queries_R: NDArray[np.int64], score_R: NDArray[np.float32]
+) -> int:
+    """The engine's objects that torch has nowhere near; of torch's the strongest are recorded."""
+    score_Q = score_Q.copy()
+    score_Q[queries_R[queries_R >= 0]] = 0.0
+    return int((score_Q >= max(SURE_SCORE, float(score_R.min())) + SCORE_MARGIN).sum())
 
 
 def _swapped(got: NDArray[np.float32], expected: NDArray[np.float32], remembered: NDArray[np.bool_]) -> int:
@@ -390,6 +404,7 @@ def differences_of(
             "format": COMPARISON_FORMAT,
             "bundle": bundle.digest,
             "engine": str(engine.info),
+            "program": engine.info.program,
             "cpu": cpu_name(),
             "gpu": "" if engine.info.device == "cpu" else gpu_names(),
             "least_score": tolerance.least_score,

@@ -24,6 +24,8 @@ from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
 from e2e_perception.deploy.engines import EngineInfo, InferenceEngine, configured_engine, create_engine
 from e2e_perception.deploy.parity import (
+    COUNTS,
+    INVENTED,
     LOST,
     PLAN_ERROR,
     SWAPPED,
@@ -111,6 +113,14 @@ def move_strongest(outputs: Outputs) -> None:
     outputs["query_boxes"][0, strongest(outputs), BOX_FIELDS.index("x")] += 5.0
 
 
+def raise_weakest(outputs: Outputs) -> None:
+    """Somebody stands in front of the robot who was not there."""
+    weakest = int(outputs["query_scores"][0].max(1).argmin())
+    outputs["query_scores"][0, weakest, 0] = 0.99
+    outputs["query_boxes"][0, weakest, BOX_FIELDS.index("x")] = 8.0
+    outputs["query_boxes"][0, weakest, BOX_FIELDS.index("y")] = 0.0
+
+
 def swap_tracks(outputs: Outputs) -> None:
     outputs["affinity"][0, [0, 1]] = outputs["affinity"][0, [1, 0]]
 
@@ -177,10 +187,15 @@ def test_an_output_out_of_tolerance_is_named(tiny: Bundle, recorded: RecordedRol
 
 @pytest.mark.parametrize(
     ("change", "name", "least"),
-    [(move_strongest, LOST, 1.0), (swap_tracks, SWAPPED, 2.0), (another_plan, PLAN_ERROR, 1.0)],
+    [
+        (move_strongest, LOST, 1.0),
+        (raise_weakest, INVENTED, 1.0),
+        (swap_tracks, SWAPPED, 2.0),
+        (another_plan, PLAN_ERROR, 1.0),
+    ],
 )
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_a_lost_object_a_swapped_identity_and_another_plan_are_mismatches_in_every_precision(
+def test_a_lost_or_invented_object_a_swapped_identity_and_another_plan_are_mismatches_in_every_precision(
     tiny: Bundle,
     recorded: RecordedRollout,
     change: Callable[[Outputs], None],
@@ -231,16 +246,18 @@ def test_a_configured_engine_is_checked_once_per_machine(
     assert said == []
 
 
-def test_what_was_found_is_of_one_comparison_and_one_gpu(
+def test_what_was_found_is_of_one_comparison_one_program_and_one_gpu(
     bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, cache, runs = load_bundle(bundle_dir), EngineCache(tmp_path / "engines"), list[str]()
-    engine, device = Altered(bundle), "cuda"
-    monkeypatch.setattr(Altered, "info", property(lambda self: EngineInfo("altered", "1", device, "float32")))
+    engine, device, program = Altered(bundle), "cuda", "compiled"
+    monkeypatch.setattr(
+        Altered, "info", property(lambda self: EngineInfo("altered", "1", device, "float32", program=program))
+    )
 
     def found_nothing(*given: object, **options: object) -> dict[str, float]:
         runs.append(parity.gpu_names())
-        return dict.fromkeys((*TOLERANCES["float32"].outputs, PLAN_ERROR, LOST, SWAPPED), 0.0)
+        return dict.fromkeys((*TOLERANCES["float32"].outputs, PLAN_ERROR, *COUNTS), 0.0)
 
     def check() -> int:
         checked_engine(engine, bundle, cache=cache, accept_mismatch=False, log=lambda sentence: None)
@@ -253,10 +270,12 @@ def test_what_was_found_is_of_one_comparison_and_one_gpu(
     assert (check(), check()) == (2, 2)
     monkeypatch.setattr(parity, "COMPARISON_FORMAT", parity.COMPARISON_FORMAT + 1)
     assert (check(), check()) == (3, 3)
-    device = "cpu"
+    program = "compiled anew"
     assert (check(), check()) == (4, 4)
+    device = "cpu"
+    assert (check(), check()) == (5, 5)
     monkeypatch.setattr(parity, "gpu_names", lambda: "another driver")
-    assert check() == 4  # nothing of a GPU matters to what runs on the processor
+    assert check() == 5  # nothing of a GPU matters to what runs on the processor
 
 
 def test_gpus_are_named_as_the_system_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
