@@ -44,7 +44,7 @@ def build_engine(
         bool,
         typer.Option(
             "--weak-types",
-            help="Let TensorRT 10 choose half precision for more layers, outside of the float32 regions.",
+            help="Let TensorRT 10 choose the precision of what lies between layers of half precision, too.",
         ),
     ] = False,
     out: Annotated[

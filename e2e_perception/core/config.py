@@ -58,6 +58,23 @@ class EngineConfig(Section):
         "float32",
         "Of convolutions and linear layers; half precision is for the TensorRT backends.",
     )
+    optimization_level: int = tunable(
+        3,
+        "How long TensorRT searches for fast kernels: 0 compiles fastest, 5 searches longest.",
+        ge=0,
+        le=5,
+    )
+    workspace_mib: int = tunable(
+        0,
+        "Most scratch memory of one of TensorRT's kernels; 0 leaves it to the library.",
+        unit="MiB",
+        ge=0,
+        le=1 << 20,
+    )
+    weak_types: bool = tunable(
+        False,
+        "Let TensorRT 10 choose the precision of what lies between layers of half precision, too.",
+    )
     cache_directory: str = tunable(
         "",
         "Where compiled engines are kept; empty: ~/.cache/e2e_perception/engines.",
@@ -198,7 +215,7 @@ class SupervisorConfig(Section):
     )
     load_timeout_s: float = tunable(
         600.0,
-        "Another engine that is not ready after so long is given up, and the one before goes on.",
+        "An engine that is not ready after so long is given up; the one before goes on, if there is one.",
         unit="s",
         ge=1,
         le=7200,

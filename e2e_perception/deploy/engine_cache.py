@@ -134,12 +134,21 @@ class EngineCache:
         """Whether the next start will find an engine of this key."""
         return self._read(key, lambda sentence: None) is not None
 
-    def discard(self, key: EngineKey, why: str) -> None:
-        """Remove an entry that is whole and all the same of no use; the log says why."""
-        entry = self.directory / key.digest
-        self._log(f"cached engine {entry} is removed: {why}; it is built again")
+    def rebuild(self, key: EngineKey, build: Callable[[], bytes], why: str) -> bytes:
+        """Build what is whole and all the same of no use; the old goes when the new is there.
+
+        Args:
+            key: Of the entry.
+            build: Compiles it; its errors are the caller's, and leave the old in place.
+            why: It is of no use, for the log.
+        Raises:
+            EngineUnavailableError: As `get_or_build`.
+        """
+        self._log(f"cached engine {self.directory / key.digest} is of no use: {why}; it is built again")
         with self._locked(key):
-            shutil.rmtree(entry, ignore_errors=True)
+            engine = build()
+            self._keep(key, engine)
+            return engine
 
     def write_note(self, key: EngineKey, name: str, note: Mapping[str, Any]) -> None:
         """Keep something that was found out about an entry; without an entry, or a place for it, nothing."""

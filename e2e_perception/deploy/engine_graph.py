@@ -33,6 +33,11 @@ EXACT = frozenset(
     {"Relu", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Split"}
 )
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+# Lose no more of a value that has half precision than it has lost already; among them no quotient,
+# exponential, sum over many, choice or place.
+HARMLESS = frozenset(
+    {"Add", "Clip", "LeakyRelu", "Mul", "Neg", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "Concat", "Split"}
+) | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"})
 # The first in which every operator of a half-precision region takes bfloat16; since 20 only types were added.
 BFLOAT16_OPSET = 22
 
@@ -45,11 +50,14 @@ class EngineGraph:
         model: The graph.
         num_half_nodes: Operators in half precision, without casts.
         num_nodes: All of its operators, casts included.
+        free_nodes: Operators in float32 that are given nothing but weights and results of half precision, and
+            do no harm to those; a compiler may be left to choose their precision.
     """
 
     model: ModelProto
     num_half_nodes: int
     num_nodes: int
+    free_nodes: frozenset[str] = frozenset()
 
     @property
     def digest(self) -> str:
@@ -75,7 +83,7 @@ def engine_graph(source: Path, precision: str) -> EngineGraph:
     if precision != "float32":
         num_half = _with_half_regions(model, precision)
     onnx.checker.check_model(model, full_check=True)
-    return EngineGraph(model, num_half, len(model.graph.node))
+    return EngineGraph(model, num_half, len(model.graph.node), _free_nodes(model))
 
 
 def rounded_in_float32(model: ModelProto) -> ModelProto:
@@ -235,6 +243,26 @@ def _half_nodes(nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto]) 
             chosen.add(index)
             made.update(node.output)
     return chosen
+
+
+def _free_nodes(model: ModelProto) -> frozenset[str]:
+    """Names of `EngineGraph.free_nodes`."""
+    half = {number for number, _ in HALF_TYPES.values()}
+    types = _element_types(model)
+    weights = {weight.name for weight in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+    rounded = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Cast" and types.get(node.input[0]) in half
+    }
+    free = set()
+    for node in model.graph.node:
+        given = {name for name in node.input if name} - weights
+        if node.op_type in HARMLESS and given and given <= rounded and outputs.isdisjoint(node.output):
+            free.add(node.name)
+            rounded.update(node.output)
+    return frozenset(free)
 
 
 def _bias_of_linear(

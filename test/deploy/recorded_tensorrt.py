@@ -320,7 +320,7 @@ def recorded_tensorrt(
     """A module-like double.
 
     Args:
-        cuda: The GPU that its engines run on.
+        cuda: The GPU that its engines run on; if it fails `deserialize_cuda_engine`, memory is what it lacks.
         name: `tensorrt_rtx`, or `tensorrt` with weak types in version 10 and without in 11.
         version: In place of the one recorded.
         unsupported: Operators that its parser refuses.
@@ -417,6 +417,8 @@ def recorded_tensorrt(
                 own = "SM" + cuda.compute_capability.replace(".", "")
                 if header["library"] != f"{name} {version}":
                     reason = f"the engine was made by {header['library']}"
+                elif "deserialize_cuda_engine" in cuda.fail:
+                    reason = "Error Code 2: OutOfMemory (no further information)"
                 elif header["sha256"] != hashlib.sha256(body).hexdigest():
                     reason = "plan.header.size == blobSize failed"
                 elif (is_rtx and own not in header["targets"]) or (not is_rtx and header["gpu"] != cuda.name):

@@ -246,15 +246,21 @@ def test_a_note_nested_without_end_is_none(cache: EngineCache, said: list[str]) 
     assert "is not used" in said[0]
 
 
-def test_what_is_discarded_is_built_again(cache: EngineCache, said: list[str]) -> None:
+def test_what_is_of_no_use_goes_when_there_is_something_in_its_place(
+    cache: EngineCache, said: list[str]
+) -> None:
+    def failing() -> bytes:
+        raise EngineUnavailableError("no")
+
     cache.get_or_build(KEY, lambda: CONTENT)
-    assert cache.holds(KEY)
-    cache.discard(KEY, "the library cannot load it")
-    assert not cache.holds(KEY)
-    assert said == [
-        f"cached engine {entry_of(cache)} is removed: the library cannot load it; it is built again"
+    with pytest.raises(EngineUnavailableError, match="no"):
+        cache.rebuild(KEY, failing, "the library cannot load it")
+    assert cache.get_or_build(KEY, never) == (CONTENT, True)
+    assert cache.rebuild(KEY, lambda: b"new", "the library cannot load it") == b"new"
+    assert cache.get_or_build(KEY, never) == (b"new", True)
+    assert said == 2 * [
+        f"cached engine {entry_of(cache)} is of no use: the library cannot load it; it is built again"
     ]
-    assert cache.get_or_build(KEY, lambda: CONTENT) == (CONTENT, False)
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o000])

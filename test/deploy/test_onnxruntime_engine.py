@@ -97,7 +97,7 @@ def test_a_kept_graph_that_is_whole_and_cannot_be_loaded_is_made_once_more(
     cache.store(EngineKey(json.loads((entry / SIDECAR).read_text())["key"]), b"no graph")
     assert_same(outputs_of(load(tiny, cache), tiny), expected)
     assert (entry / PAYLOAD).stat().st_size == pytest.approx(size, rel=0.1)
-    assert len(said) == 1 and f"cached engine {entry} is removed: ONNX Runtime cannot load" in said[0]
+    assert len(said) == 1 and f"cached engine {entry} is of no use: ONNX Runtime cannot load" in said[0]
 
 
 def test_an_engine_may_be_closed_twice(tiny: Bundle) -> None:

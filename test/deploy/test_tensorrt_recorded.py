@@ -7,9 +7,11 @@ around it: order, addresses, streams, graphs, caches, errors.
 from __future__ import annotations
 
 import errno
+import inspect
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,7 +291,24 @@ def test_recorded_double_compiles_once_more_what_is_whole_and_cannot_be_loaded(
     make(module=module).close()
     assert len(module.builds) == 2
     assert len(said) == 1
-    assert f"cached engine {plan.parent} is removed: it cannot be loaded; tensorrt_rtx 1.7" in said[0]
+    assert f"cached engine {plan.parent} is of no use: it cannot be loaded; tensorrt_rtx 1.7" in said[0]
+
+
+def test_recorded_double_keeps_an_engine_for_which_the_device_has_no_memory_left(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path, said: list[str]
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    kept = {path: path.read_bytes() for path in (tmp_path / "engines").glob(f"*/{PAYLOAD}")}
+    cuda.fail["deserialize_cuda_engine"] = cudaError_t.cudaErrorMemoryAllocation
+    with pytest.raises(EngineUnavailableError, match=r"cannot be loaded on .* MiB free; .*OutOfMemory"):
+        make(module=module)
+    assert cuda.nothing_is_left()
+    cuda.fail.clear()
+    assert {path: path.read_bytes() for path in kept} == kept
+    make(module=module).close()
+    assert len(module.builds) == 1
+    assert said == []
 
 
 def test_recorded_double_compiles_again_when_the_graph_is_made_otherwise(
@@ -380,6 +399,15 @@ def test_recorded_double_with_weak_types_fixes_the_float32_regions(
     named = {node.name: node.op_type for node in build.network.model.graph.node}
     assert {"GridSample", "Softmax", "LayerNormalization", "Exp", "Log"} <= {named[name] for name in fixed}
     assert not {"Conv", "Gemm", "Cast"} & {named[name] for name in fixed}
+    assert "TopK" in {named[name] for name in fixed}  # beside its values it gives places
+    free = {layer.name for layer in build.network.layers if layer.precision is None}
+    chosen = {named[name] for name in free if module.float32 in _made_by(build.network, name)}
+    assert {"Mul", "Add", "Sigmoid"} <= chosen <= engine_graph.HARMLESS | {"Cast"}
+
+
+def _made_by(network: Any, name: str) -> set[Any]:
+    (layer,) = (layer for layer in network.layers if layer.name == name)
+    return {layer.get_output(index).dtype for index in range(layer.num_outputs)}
 
 
 @pytest.mark.parametrize(("name", "version"), [("tensorrt", "11.0.0.114"), ("tensorrt_rtx", None)])
@@ -575,6 +603,28 @@ def test_recorded_double_is_what_create_engine_loads_where_there_is_a_gpu(
         configured_engine(bundle, EngineConfig(backend="torch", precision="float16"), said.append)
 
 
+def test_recorded_double_of_an_engine_built_ahead_with_other_effort_is_found_by_the_robot(
+    bundle: Bundle, cuda: RecordedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tensorrt_double(cuda)
+    library = TensorRtLibrary(module, TENSORRT_RTX)
+    monkeypatch.setattr(engines, "load_library", {TENSORRT_RTX: library}.__getitem__)
+    monkeypatch.setattr(engines, "find_module", {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: None}.get)
+    monkeypatch.setattr(engines, "why_no_gpu", lambda: "")
+    monkeypatch.setattr("e2e_perception.deploy.engines.cuda_memory._import_bindings", lambda: cuda)
+    options = BuildOptions(compute_capabilities=("8.9",), optimization_level=1, workspace_mib=256)
+    build_engine(library, bundle.model_path, options, EngineCache(tmp_path), None)
+    config = EngineConfig(backend="tensorrt-rtx", cache_directory=str(tmp_path))
+    said: list[str] = []
+    same = config.model_copy(update={"optimization_level": 1, "workspace_mib": 256})
+    configured_engine(bundle, same, said.append).close()
+    assert (len(module.builds), said) == (1, [])
+    configured_engine(bundle, config, said.append).close()
+    assert len(module.builds) == 2
+    with pytest.raises(ConfigError, match="has no weak types for float32"):
+        configured_engine(bundle, config.model_copy(update={"weak_types": True}), said.append)
+
+
 @pytest.mark.parametrize(
     ("graph", "rest", "expected"),
     [
@@ -610,21 +660,65 @@ def test_recorded_double_that_refuses_is_passed_over_by_auto_alone(
     assert gpu.nothing_is_left()
 
 
+@pytest.mark.parametrize("error", [ContractError("the graph holds Softsign"), BundleError("no such output")])
+def test_recorded_double_is_passed_over_by_auto_for_a_graph_that_it_does_not_take(
+    bundle: Bundle, cuda: RecordedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    library = TensorRtLibrary(tensorrt_double(cuda), TENSORRT_RTX)
+    monkeypatch.setattr(engines, "load_library", {TENSORRT_RTX: library}.__getitem__)
+    monkeypatch.setattr(engines, "find_module", {TENSORRT_RTX: "tensorrt_rtx", TENSORRT: None}.get)
+    monkeypatch.setattr(engines, "why_no_gpu", lambda: "")
+    monkeypatch.setattr("e2e_perception.deploy.engines.cuda_memory._import_bindings", lambda: cuda)
+
+    def refuse(operators: object) -> None:
+        raise error
+
+    monkeypatch.setattr("e2e_perception.deploy.engines.tensorrt_builder.check_operators", refuse)
+    said: list[str] = []
+    engine = engines.create_engine(bundle, "auto", 1, cache=EngineCache(tmp_path), log=said.append)
+    assert engine.info.backend == "onnxruntime"
+    assert said == [f"backend 'tensorrt-rtx' is passed over: {error}"]
+    with pytest.raises(type(error)):
+        engines.create_engine(bundle, "tensorrt-rtx", 1, cache=EngineCache(tmp_path))
+    assert cuda.nothing_is_left()
+
+
 # --- the doubles themselves ---------------------------------------------------------------------------------
 
 
 def test_recorded_double_of_tensorrt_has_nothing_that_the_library_lacks(cuda: RecordedCuda) -> None:
     real = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: `make setup`")
     double = tensorrt_double(cuda)
+    compared: dict[str, set[str]] = {}
     for name in vars(double).keys() - {"__name__", "__version__", "builds"}:
         ours, theirs = getattr(double, name), getattr(real, name)
         if hasattr(ours, "__members__"):
-            if name != "BuilderFlag":
-                assert set(ours.__members__) <= set(theirs.__members__), name
+            assert set(ours.__members__) <= set(theirs.__members__), name
         elif isinstance(ours, type):
-            # Attributes that a test looks at, and not the engine.
-            helpers = {"SCRATCH_BYTES", "context_class", "capturable", "create_timing_cache"}
-            assert {n for n in vars(ours) if not n.startswith("_")} - helpers <= set(dir(theirs)), name
+            compared[name] = _public(ours) - HELPERS
+            assert compared[name] <= _public(theirs), name
+    assert {"get_tensor_mode", "create_execution_context", "device_memory_size_v2"} <= compared["ICudaEngine"]
+    assert {"set_tensor_address", "execute_async_v3"} <= compared["IExecutionContext"]
+    assert {"builder_optimization_level", "num_compute_capabilities"} <= compared["IBuilderConfig"]
+
+
+# Attributes of doubles that a test looks at, and not the engine.
+HELPERS = {
+    *("SCRATCH_BYTES", "addresses", "capturable", "context_class", "digest", "engine", "session", "tensors"),
+    *("cache", "content", "flags", "layers", "model", "pool_limits", "set_flags", "targets", "timings"),
+}
+
+
+def _public(kind: type) -> set[str]:
+    """Names of what a class and its instances have, its bases' included."""
+    found = set(dir(kind)) - set(dir(object))
+    for base in kind.__mro__[:-1]:
+        init = vars(base).get("__init__")
+        found |= (
+            set(re.findall(r"self\.(\w+)", inspect.getsource(init))) if inspect.isfunction(init) else set()
+        )
+        found |= set(getattr(base, "__annotations__", {}))
+    return {name for name in found if not name.startswith("_")}
 
 
 def test_recorded_double_of_cuda_has_the_names_and_numbers_of_the_bindings() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import ConfigError, EngineUnavailableError
+from e2e_perception.core.errors import BundleError, ConfigError, ContractError, EngineUnavailableError
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import TensorContract
 from e2e_perception.deploy.engine_cache import EngineCache
@@ -47,6 +47,8 @@ class EngineInfo:
         backend, version, device, precision: Library, its version, `cpu` or a GPU, and that of convolutions.
         remark: How it compares with torch, as far as anybody looked.
         mismatch: What differs from torch beyond tolerance, if that was accepted; health shows it as a reason.
+        program: SHA-256 of what a compiler made of the graph, which is not the same each time; empty where
+            the graph decides alone. For the record, not shown.
     """
 
     backend: str
@@ -55,10 +57,20 @@ class EngineInfo:
     precision: str
     remark: str = ""
     mismatch: str = ""
+    program: str = ""
 
     def __str__(self) -> str:
         engine = f"{self.backend} {self.version} on {self.device}, {self.precision}"
         return "; ".join(fact for fact in (engine, self.remark, self.mismatch) if fact)
+
+
+@dataclass(frozen=True)
+class BuildEffort:
+    """How TensorRT compiles, whatever the precision; see `tensorrt_builder.BuildOptions`."""
+
+    optimization_level: int = 3
+    workspace_mib: int | None = None
+    weak_types: bool = False
 
 
 class InferenceEngine(Protocol):
@@ -124,6 +136,7 @@ def create_engine(
     precision: str = "float32",
     device: str = "cpu",
     allow_spinning: bool = False,
+    effort: BuildEffort | None = None,
     cache: EngineCache | None = None,
     log: Log = lambda sentence: None,
 ) -> InferenceEngine:
@@ -138,7 +151,9 @@ def create_engine(
         precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
         device: `cpu` or `cuda`, for ONNX Runtime; a device that is asked for never becomes another.
         allow_spinning: Whether idle threads may wait busily.
-        cache: Where compiled engines and optimised graphs are kept; None: nowhere.
+        effort: How TensorRT compiles; part of what a compiled engine is found by. None: its defaults.
+        cache: Where compiled engines and optimised graphs are kept; None: TensorRT's engines at the machine's
+            default place, graphs nowhere.
         log: Gets a sentence about what costs time, such as an engine that has to be built again, and about
             a backend that `auto` passes over.
     Raises:
@@ -156,10 +171,11 @@ def create_engine(
                 precision=precision,
                 device=device,
                 allow_spinning=allow_spinning,
+                effort=BuildEffort() if effort is None else effort,
                 cache=cache,
                 log=log,
             )
-        except (EngineUnavailableError, ConfigError) as error:
+        except (EngineUnavailableError, ConfigError, ContractError, BundleError) as error:
             if name not in MODULES or name == candidates[-1]:
                 raise
             log(f"backend {name!r} is passed over: {error}")
@@ -196,6 +212,7 @@ def _create_named(
     precision: str,
     device: str,
     allow_spinning: bool,
+    effort: BuildEffort,
     cache: EngineCache | None,
     log: Log,
 ) -> InferenceEngine:
@@ -209,7 +226,12 @@ def _create_named(
             load_library(backend),
             bundle.model_path,
             bundle.contract,
-            options=BuildOptions(precision=precision),
+            options=BuildOptions(
+                precision=precision,
+                optimization_level=effort.optimization_level,
+                workspace_mib=effort.workspace_mib,
+                weak_types=effort.weak_types,
+            ),
             graph_precision=bundle.precision,
             cache=EngineCache(log=log) if cache is None else cache,
             log=log,
@@ -259,6 +281,7 @@ def configured_engine(
         precision=config.precision,
         device=config.device,
         allow_spinning=config.allow_spinning,
+        effort=BuildEffort(config.optimization_level, config.workspace_mib or None, config.weak_types),
         cache=cache,
         log=log,
     )

@@ -33,6 +33,7 @@ PROVIDERS: Mapping[str, Sequence[Any]] = {
 CALIBRATE = -1
 CALIBRATION_FRAMES = 12
 WORTH_A_THREAD = 0.9  # of the time that fewer threads take; for less, cores are better left to the sensors
+SPINNING_S = 0.06  # for longer than idle threads wait busily before they sleep (some 30 ms)
 THREADS_NOTE = "threads"
 
 Log = Callable[[str], None]
@@ -115,8 +116,7 @@ class OnnxRuntimeEngine:
             except BundleError as error:
                 if not from_cache:
                     raise
-                cache.discard(key, str(error))
-            graph, _ = cache.get_or_build(key, lambda: self._optimised(model))
+                graph = cache.rebuild(key, lambda: self._optimised(model), str(error))
             return self._open(graph, optimised, model)
         except OSError as error:
             log(f"the optimised graph could not be written: {error}; the next start optimises it again")
@@ -270,6 +270,8 @@ def _calibrated(
             started = time.perf_counter()
             session.run(None, frame)
             took_s[choice].append(time.perf_counter() - started)
+            if choice[1]:
+                time.sleep(SPINNING_S)  # its idle threads would take the next one's cores
     median_ms = {choice: 1e3 * float(np.median(values[2:])) for choice, values in took_s.items()}
     best = choices[0]
     for choice in choices[1:]:

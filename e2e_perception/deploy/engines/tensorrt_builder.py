@@ -7,7 +7,7 @@ the end of the library's log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class BuildOptions:
         compute_capabilities: GPUs to compile for, such as `8.6`; empty: this machine's.
         optimization_level: 0 compiles fastest, 5 searches longest.
         workspace_mib: Most scratch memory that a kernel may use [MiB]; None leaves it to the library.
-        weak_types: Let the library choose half precision for any layer outside of the float32 regions; only
-            where it has flags for that.
+        weak_types: Let the library choose the precision of `EngineGraph.free_nodes`, too; only where it has
+            flags for that.
     """
 
     precision: str = "float32"
@@ -83,6 +83,8 @@ def build_engine(
     cache: EngineCache,
     gpu: Gpu | None,
     log: Log = lambda sentence: None,
+    *,
+    useless: str = "",
 ) -> BuiltEngine:
     """The engine of a graph, from the cache or newly compiled.
 
@@ -93,6 +95,7 @@ def build_engine(
         cache: Where engines are kept.
         gpu: This machine's; None: there is none, and `options` name compute capabilities.
         log: Gets a sentence before anything is compiled, which takes its time.
+        useless: Why what is in the cache is of no use and has to be compiled again; empty: nobody knows.
     Raises:
         ConfigError: If the library cannot build what the options ask for.
         ContractError: If the graph holds what engines do not take, named by node.
@@ -115,7 +118,10 @@ def build_engine(
         made["half_nodes"] = graph.num_half_nodes
         return plan
 
-    plan, from_cache = cache.get_or_build(key, compile_it)
+    if useless:
+        plan, from_cache = cache.rebuild(key, compile_it, useless), False
+    else:
+        plan, from_cache = cache.get_or_build(key, compile_it)
     if from_cache:
         made = cache.read_note(key, BUILD_NOTE) or {}
     else:
@@ -169,7 +175,7 @@ def compile_graph(
             if not config.set_compute_capability(library.compute_capability(target), index):
                 raise library.failure(f"cannot compile for compute capability {target}")
     if options.weak_types:
-        _choose_types_weakly(library, network, config, options.precision)
+        _choose_types_weakly(library, network, config, options.precision, graph.free_nodes)
     timings = _attach_timings(library, config, cache, gpu)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -244,8 +250,10 @@ def _network_flags(library: TensorRtLibrary, options: BuildOptions) -> int:
     return 1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _choose_types_weakly(library: TensorRtLibrary, network: Any, config: Any, precision: str) -> None:
-    """Allow half precision everywhere but in what computes in float32 in the graph."""
+def _choose_types_weakly(
+    library: TensorRtLibrary, network: Any, config: Any, precision: str, free: Collection[str]
+) -> None:
+    """Pin what computes in float32 in the graph; the library chooses for the rest, and for what is `free`."""
     trt = library.module
     config.set_flag(trt.BuilderFlag.__members__[library.capabilities.precision_flags[precision]])
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -253,7 +261,8 @@ def _choose_types_weakly(library: TensorRtLibrary, network: Any, config: Any, pr
         layer = network.get_layer(index)
         if layer.type in (trt.LayerType.CAST, trt.LayerType.CONSTANT):
             continue
-        if all(layer.get_output(i).dtype == trt.float32 for i in range(layer.num_outputs)):
+        made = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
+        if trt.float32 in made and layer.name not in free:
             layer.precision = trt.float32
 
 

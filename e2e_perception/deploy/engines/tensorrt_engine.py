@@ -8,6 +8,7 @@ Network and outputs are one CUDA graph for each turn.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,12 @@ class TensorRtEngine:
             options = options or BuildOptions()
             self._precision = _joined(graph_precision, options.precision)
             built = self._deserialised(
-                lambda: build_engine(library, model, options, cache, self._cuda.gpu, log), cache
+                lambda useless: build_engine(
+                    library, model, options, cache, self._cuda.gpu, log, useless=useless
+                ),
+                cache,
             )
+            self._program = hashlib.sha256(built.plan).hexdigest()
             self._load(built, model, cache)
             if cuda_graphs:
                 self._graphs = self._capture_graphs()
@@ -109,7 +114,13 @@ class TensorRtEngine:
     def info(self) -> EngineInfo:
         """See `InferenceEngine.info`."""
         library = self._library
-        return EngineInfo(library.backend, library.capabilities.version, str(self._cuda.gpu), self._precision)
+        return EngineInfo(
+            library.backend,
+            library.capabilities.version,
+            str(self._cuda.gpu),
+            self._precision,
+            program=self._program,
+        )
 
     @property
     def uses_cuda_graphs(self) -> bool:
@@ -163,26 +174,35 @@ class TensorRtEngine:
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    def _deserialised(self, build: Callable[[], BuiltEngine], cache: EngineCache) -> BuiltEngine:
-        """Make the engine of a plan; one that was kept and cannot be loaded is compiled once more."""
+    def _deserialised(self, build: Callable[[str], BuiltEngine], cache: EngineCache) -> BuiltEngine:
+        """Make the engine of a plan; one that was kept and cannot be loaded is compiled once more.
 
-        def attempt() -> BuiltEngine:
-            built = build()
+        Args:
+            build: Given why a kept plan is of no use, or nothing.
+            cache: For the error.
+        """
+
+        def attempt(useless: str = "") -> BuiltEngine:
+            built = build(useless)
             self._library.logger.forget()
             self._engine = self._runtime.deserialize_cuda_engine(built.plan)
             return built
 
         self._runtime = self._library.module.Runtime(self._library.logger)
         built = attempt()
-        if self._engine is None and built.from_cache:
-            cache.discard(built.key, str(self._library.failure("it cannot be loaded")))
-            built = attempt()
+        if self._engine is None and built.from_cache and not self._is_out_of_memory(built):
+            built = attempt(str(self._library.failure("it cannot be loaded")))
         if self._engine is None:
             raise self._library.failure(
                 f"the engine cannot be loaded on {self._cuda.gpu} with {self._free_memory()}",
                 hint=f"; to have it compiled again, remove {cache.directory / built.key.digest}",
             )
         return built
+
+    def _is_out_of_memory(self, built: BuiltEngine) -> bool:
+        """Whether a plan may be as good as any, and only the device is full, by another engine perhaps."""
+        said = self._library.logger.tail().lower().replace(" ", "")
+        return "outofmemory" in said or self._cuda.free_memory()[0] < len(built.plan)
 
     def _load(self, built: BuiltEngine, model: Path, cache: EngineCache) -> None:
         """Everything up to the first frame, which is run on zeros: libraries finish their work in it."""
