@@ -28,6 +28,7 @@ class Overlapped:
         self.results: list[FrameResult] = []
         self.dropped: list[str] = []
         self.errors: list[BaseException] = []
+        self.late: list[str] = []
         self.num_ready = 0
         self._changed = threading.Condition()
         self.thread = DecisionThread(
@@ -38,6 +39,7 @@ class Overlapped:
             on_heartbeat=lambda health, at_ns: None,
             on_dropped=self.dropped.append,
             guarded=self._guarded,
+            on_late=lambda: self.late.append(threading.current_thread().name),
             capacity=capacity,
         )
 

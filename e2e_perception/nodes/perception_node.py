@@ -127,7 +127,7 @@ class PerceptionNode(LifecycleNode):
             require_message_filters(self._stack_parameters.config.sync.policy)
             config = self._stack_parameters.config
             cv2.setNumThreads(_opencv_threads(config))
-            self._stack = Stack(config, self.report, self._engine_ready.trigger)
+            self._stack = Stack(config, self.report, self._engine_ready.trigger, self._say_configuring)
         except E2EPerceptionError as error:
             self.report.problem("configure", f"not configured: {error}")
             return TransitionCallbackReturn.FAILURE
@@ -148,6 +148,7 @@ class PerceptionNode(LifecycleNode):
             on_heartbeat=self._publish_health,
             report=self.report,
             on_quiet=self._collector.after_frame,
+            on_late=self._stack.close,
         )
         self._worker.submit(self._stack.pipeline.update, self._stack_parameters.config)
         self._worker.start()
@@ -201,8 +202,9 @@ class PerceptionNode(LifecycleNode):
             self._outputs.on_decision = None
             self._events.close()
             self._events = None
-        if not ended:
-            self._stack = None  # not closed: somebody is inside
+        if not ended and self._stack is not None:
+            self._stack.swap.close()
+            self._stack = None  # closed by who is inside, should they ever come out
             self.report.problem(ENGINE, "the engine does not answer and was left behind; configure again")
         return ended
 
@@ -243,7 +245,7 @@ class PerceptionNode(LifecycleNode):
             self._submit("take_sensor", name, message, now_ns, may_be_lost=True)
 
     def _on_camera_info(self, name: str, message: Any) -> None:
-        self._submit("take_camera_info", name, message)
+        self._submit("take_camera_info", name, message, subject=f"camera_info {name}")
 
     def _on_odometry(self, message: Any) -> None:
         self._submit("take_odometry", message, may_be_lost=True)
@@ -254,9 +256,10 @@ class PerceptionNode(LifecycleNode):
     def _on_transforms(self, message: Any) -> None:
         self._submit("take_transforms", message)
 
-    def _submit(self, method: str, *arguments: Any, may_be_lost: bool = False) -> None:
+    def _submit(self, method: str, *arguments: Any, may_be_lost: bool = False, subject: str = "") -> None:
         if self._worker is not None and self._stack is not None:
-            self._worker.submit(getattr(self._stack, method), *arguments, may_be_lost=may_be_lost)
+            take = getattr(self._stack, method)
+            self._worker.submit(take, *arguments, may_be_lost=may_be_lost, subject=subject)
 
     # --- parameters -----------------------------------------------------------------------------------------
 
@@ -339,14 +342,21 @@ class PerceptionNode(LifecycleNode):
         if self._worker is None:
             self._publish_health(self._health_at_rest(now_ns), now_ns)
 
+    def _say_configuring(self) -> None:
+        self._publish_health(_resting_health("configuring"), self._now_ns())
+
     def _health_at_rest(self, now_ns: int) -> Health:
         if self._stack is not None:
             health = self._stack.pipeline.health(now_ns)
             return replace(health, state=SafetyState.STOPPED, reasons=("inactive", *health.reasons))
-        return Health(SafetyState.STOPPED, ("unconfigured",), (), "", "", 0, 0, {}, {})
+        return _resting_health("unconfigured")
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
+
+
+def _resting_health(reason: str) -> Health:
+    return Health(SafetyState.STOPPED, (reason,), (), "", "", 0, 0, {}, {})
 
 
 def _opencv_threads(config: StackConfig) -> int:

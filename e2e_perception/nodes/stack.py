@@ -71,13 +71,20 @@ class Stack:
         swap: A change of engine that is under way.
     """
 
-    def __init__(self, config: StackConfig, report: NodeReport, on_engine: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: StackConfig,
+        report: NodeReport,
+        on_engine: Callable[[], None],
+        on_wait: Callable[[], None],
+    ) -> None:
         """Load everything.
 
         Args:
             config: Which rig, bundle and engine, and all tunables.
             report: Gets problems with odometry, route and calibration.
             on_engine: Called from another thread when `swap` has an outcome.
+            on_wait: Called twice a second while the engine is being loaded.
         Raises:
             E2EPerceptionError: If anything is missing or does not fit.
         """
@@ -88,14 +95,20 @@ class Stack:
         self._bundle = bundle
         self._calibration = RigCalibration(rig)
         self._engine_config = config.engine
-        self._engine = load_engine(bundle, config.engine, log=report.say)
         self.swap = EngineSwap(on_engine, partial(load_engine, log=report.say))
+        try:
+            self._engine = self.swap.first(
+                bundle, config.engine, after_s=config.supervisor.load_timeout_s, on_wait=on_wait
+            )
+        except BaseException:
+            self.swap.close()
+            raise
         try:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True
             )
         except E2EPerceptionError:
-            self._engine.close()
+            self.close()
             raise
         self._odometry_frame = ""
 
@@ -135,10 +148,13 @@ class Stack:
             E2EPerceptionError: If it may not take over, or if a change is under way.
         """
         if self.swap.wanted is not None:
-            raise ConfigError(
-                f"bundle {self.swap.wanted.bundle!r} on {self.swap.wanted.backend} is being loaded; one "
-                "change of engine at a time, try again when health names it"
+            where = (
+                "is loaded, and waits for the engine that runs to answer; if it does not, deactivate and "
+                "configure the node"
+                if self.swap.is_loaded
+                else "is being loaded; one change of engine at a time, try again when health names it"
             )
+            raise ConfigError(f"bundle {self.swap.wanted.bundle!r} on {self.swap.wanted.backend} {where}")
         if config == self._engine_config:
             return None
         if config.backend != "auto":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from e2e_perception.core.results import FrameResult, Health
 from e2e_perception.nodes.report import NodeReport
@@ -23,12 +23,19 @@ _SIM_TIME_WAIT_S = 0.01  # a simulated clock may run faster than ours, and does 
 _STOP_S = 5.0  # patience with an engine that does not answer
 
 
+class _Work(NamedTuple):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    may_be_lost: bool
+    subject: str
+
+
 class PipelineWorker:
     """Feeds a pipeline and hands on its results, in two threads of its own.
 
     Callbacks leave their work with `submit`: a function that is called with the thread of the pipeline's
     first half as soon as it is free. The inbox is bounded; when it is full the oldest work that may be lost
-    is dropped and counted.
+    is dropped and counted. Of work that has a subject only the newest waits.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class PipelineWorker:
         on_heartbeat: Callable[[Health, int], None],
         report: NodeReport,
         on_quiet: Callable[[bool], None] = lambda idle: None,
+        on_late: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; `start` starts.
 
@@ -52,12 +60,13 @@ class PipelineWorker:
             on_heartbeat: Called with health and time where there was no result for a while.
             report: Gets errors and drops.
             on_quiet: Called after each result: whether no further frame waits.
+            on_late: Called when an engine that `stop` left behind has answered after all.
         """
         self._pipeline = pipeline
         self._now_ns = now_ns
         self._longest_wait_s = _SIM_TIME_WAIT_S if sim_time else _LONGEST_WAIT_S
         self._report = report
-        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], bool]] = deque()
+        self._inbox: deque[_Work] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
@@ -70,6 +79,7 @@ class PipelineWorker:
             on_dropped=report.dropped,
             guarded=report.guarded,
             on_quiet=on_quiet,
+            on_late=on_late,
         )
 
     def start(self) -> None:
@@ -81,7 +91,7 @@ class PipelineWorker:
         """Finish the work in hand, drop the rest, and end the threads.
 
         Returns:
-            False if the engine does not answer; then neither it nor the pipeline may be used again.
+            False if the engine does not answer; then it and the pipeline are left to `on_late`.
         """
         with self._wake:
             self._stopping = True
@@ -90,20 +100,27 @@ class PipelineWorker:
             self._thread.join()
         return self._decisions.stop(_STOP_S)
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, may_be_lost: bool = False) -> None:
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, may_be_lost: bool = False, subject: str = ""
+    ) -> None:
         """Have a function called in the thread of the first half; may be called from any thread.
 
         Args:
             function, arguments: The work.
             may_be_lost: Another like it will come: a sensor's message, unlike a parameter or a transform.
+            subject: Of this nothing but the newest counts, so that what still waits of it is taken back.
         """
         with self._wake:
+            if subject:
+                older = next((i for i, work in enumerate(self._inbox) if work.subject == subject), None)
+                if older is not None:
+                    del self._inbox[older]
             if len(self._inbox) >= INBOX_SIZE:
-                oldest = next((i for i, work in enumerate(self._inbox) if work[2]), None)
+                oldest = next((i for i, work in enumerate(self._inbox) if work.may_be_lost), None)
                 if oldest is not None:
                     del self._inbox[oldest]
                     self._report.dropped(INBOX_OVERFLOW)
-            self._inbox.append((function, arguments, may_be_lost))
+            self._inbox.append(_Work(function, arguments, may_be_lost, subject))
             self._wake.notify()
 
     def between_frames(self, call: Call) -> None:
@@ -120,8 +137,8 @@ class PipelineWorker:
                     return
                 work = list(self._inbox)
                 self._inbox.clear()
-            for function, arguments, _ in work:
-                self._report.guarded(function, *arguments)
+            for item in work:
+                self._report.guarded(item.function, *item.arguments)
             now_ns = self._now_ns()
             if now_ns > 0:  # else /clock has not begun
                 self._report.guarded(self._prepare, now_ns)

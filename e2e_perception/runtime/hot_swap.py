@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -18,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import BundleError
+from e2e_perception.core.errors import BundleError, EngineUnavailableError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.deploy.engines import InferenceEngine, Log, configured_engine
 
+WAIT_S = 0.5  # between two calls while the first engine is being loaded
 WARM_UP_RUNS = 3  # the first allocates, the second may still tune, the third is like all others
 # What tensors of the same shape mean; all else that differs between two networks is inside the graph.
 MEANINGS = ("cameras", "lidars", "radars", "grid", "bev_stride", "step_s", "frame_period_s")
@@ -112,10 +114,11 @@ def load_engine(
 class EngineSwap:
     """One change of engine at a time.
 
-    All engines but the first are made and freed by one thread. With a new thread for each, every one of them
-    would get its own heap from the C library, and the resident memory would grow by 90 MB in ten changes.
+    All engines are made and freed by one thread. With a new thread for each, every one of them would get its
+    own heap from the C library, and the resident memory would grow by 90 MB in ten changes.
 
-    `begin`, `outcome`, `give_up` and `close` are for one thread; `retire`, `fail` and `finish` for any.
+    `first`, `begin`, `outcome` and `give_up` are for one thread; `retire`, `fail`, `finish` and `close` for
+    any.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class EngineSwap:
         self._thread: threading.Thread | None = None
         self._wanted: EngineConfig | None = None
         self._outcome: LoadedEngine | str | None = None
+        self._handed_out: LoadedEngine | None = None  # and has not taken over yet
         self._began_s: float | None = None  # None: nothing is being loaded
         self._attempt = 0  # what comes of an earlier one is of no use to anybody
         self._closed = False
@@ -144,6 +148,37 @@ class EngineSwap:
     def wanted(self) -> EngineConfig | None:
         """What is being changed to; None if nothing is."""
         return self._wanted
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the engine that is being changed to is there, and waits for the one that runs to let go."""
+        return self._handed_out is not None
+
+    def first(
+        self, bundle: Bundle, config: EngineConfig, *, after_s: float, on_wait: Callable[[], None]
+    ) -> InferenceEngine:
+        """The engine to begin with.
+
+        Args:
+            bundle, config: What to run, and how.
+            after_s: Wait no longer than this [s]; should the engine come after all, it is freed.
+            on_wait: Called twice a second meanwhile.
+        Raises:
+            EngineUnavailableError: If it is not loaded in time.
+            E2EPerceptionError: As `load_engine`.
+        """
+        loading: Future[InferenceEngine] = Future()
+        began_s = time.monotonic()
+        self._work(lambda: _settle_with(loading, lambda: self._load(bundle, config, None)))
+        while True:
+            left_s = after_s - (time.monotonic() - began_s)
+            if wait([loading], max(0.0, min(left_s, WAIT_S))).done:
+                return loading.result()
+            if left_s <= 0.0:
+                loading.add_done_callback(_close_if_loaded)
+                self._leave_thread()
+                raise EngineUnavailableError(_too_late(config, after_s))
+            on_wait()
 
     def begin(self, bundle: Bundle, config: EngineConfig, inputs: Inputs | None = None) -> None:
         """Load in the other thread; `outcome` tells what came of it.
@@ -157,10 +192,7 @@ class EngineSwap:
         with self._lock:
             self._began_s = time.monotonic()
             attempt = self._attempt
-        self._jobs.put(lambda: self._try(attempt, bundle, config, inputs))
-        if self._thread is None:
-            self._thread = threading.Thread(target=_work_off, args=[self._jobs], name="engines", daemon=True)
-            self._thread.start()
+        self._work(lambda: self._try(attempt, bundle, config, inputs))
 
     def give_up(self, after_s: float) -> None:
         """Wait no longer for an engine that is still not loaded; then that is the outcome.
@@ -175,20 +207,18 @@ class EngineSwap:
             if self._began_s is None or time.monotonic() - self._began_s < after_s:
                 return
             assert self._wanted is not None
-            self._outcome = (
-                f"bundle {self._wanted.bundle} on {self._wanted.backend}: not loaded within {after_s:g} s "
-                "(supervisor.load_timeout_s)"
-            )
+            self._outcome = _too_late(self._wanted, after_s)
             self._began_s = None
             self._attempt += 1
-            self._jobs.put(None)
-            self._jobs, self._thread = SimpleQueue(), None
+            self._leave_thread()
         self._on_outcome()
 
     def outcome(self) -> LoadedEngine | str | None:
         """The engine, or why there is none, once; None: nothing new. After either, `finish`."""
         with self._lock:
             outcome, self._outcome = self._outcome, None
+            if isinstance(outcome, LoadedEngine):
+                self._handed_out = outcome
             return outcome
 
     def retire(self, engine: InferenceEngine) -> None:
@@ -196,21 +226,39 @@ class EngineSwap:
         self._jobs.put(engine.close)
 
     def fail(self, why: str) -> None:
-        """The engine was loaded, but could not take over."""
+        """The engine was loaded, but could not take over, and has been freed."""
+        self._handed_out = None
         self._settle(self._attempt, why)
 
     def finish(self) -> None:
         """The change is made, or given up; another may begin."""
+        self._handed_out = None
         self._wanted = None
 
     def close(self) -> None:
-        """Nobody wants an engine any more; one that is still being loaded is freed when it comes."""
+        """Nobody wants an engine any more.
+
+        One that was to take over, and has not, is freed; one that is still being loaded when it comes.
+        """
         with self._lock:
             self._closed = True
-            left, self._outcome = self._outcome, None
-        if isinstance(left, LoadedEngine):
-            left.engine.close()
+            left, self._outcome, self._handed_out = (self._outcome, self._handed_out), None, None
+        for loaded in left:
+            if isinstance(loaded, LoadedEngine):
+                loaded.engine.close()
         self._jobs.put(None)
+
+    def _work(self, job: Callable[[], None]) -> None:
+        """Have something done in the thread that makes engines."""
+        self._jobs.put(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=_work_off, args=[self._jobs], name="engines", daemon=True)
+            self._thread.start()
+
+    def _leave_thread(self) -> None:
+        """A library hangs in it; whatever comes next gets a new one."""
+        self._jobs.put(None)
+        self._jobs, self._thread = SimpleQueue(), None
 
     def _try(self, attempt: int, bundle: Bundle, config: EngineConfig, inputs: Inputs | None) -> None:
         try:
@@ -227,6 +275,25 @@ class EngineSwap:
             self._on_outcome()
         elif isinstance(outcome, LoadedEngine):
             outcome.engine.close()
+
+
+def _settle_with(future: Future[InferenceEngine], load: Callable[[], InferenceEngine]) -> None:
+    try:
+        future.set_result(load())
+    except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
+        future.set_exception(error)
+
+
+def _close_if_loaded(loading: Future[InferenceEngine]) -> None:
+    if loading.exception() is None:
+        loading.result().close()
+
+
+def _too_late(config: EngineConfig, after_s: float) -> str:
+    return (
+        f"bundle {config.bundle} on {config.backend}: not loaded within {after_s:g} s "
+        "(supervisor.load_timeout_s)"
+    )
 
 
 def _work_off(jobs: SimpleQueue[Callable[[], None] | None]) -> None:

@@ -48,6 +48,7 @@ class DecisionThread:
         on_dropped: Callable[[str], None],
         guarded: Callable[..., object],
         on_quiet: Callable[[bool], None] = lambda idle: None,
+        on_late: Callable[[], None] = lambda: None,
         capacity: int = CAPACITY,
     ) -> None:
         """Prepare; `start` starts.
@@ -61,6 +62,8 @@ class DecisionThread:
             on_dropped: Called with `OVERTAKEN` for each frame that gave way to newer ones.
             guarded: Calls a function with arguments, and deals with what it raises.
             on_quiet: Called after each result with whether no further frame waits, and with each heartbeat.
+            on_late: Called in this thread when an engine that `stop` left behind has answered after all, so
+                that it can be freed.
             capacity: Frames that may wait.
         """
         self.hand_over = HandOver(capacity, on_overtaken=lambda: on_dropped(OVERTAKEN))
@@ -68,17 +71,20 @@ class DecisionThread:
         self._now_ns = now_ns
         self._patience_s = _SIM_TIME_WAIT_S if sim_time else _LONGEST_WAIT_S
         self._on_result, self._on_heartbeat, self._on_quiet = on_result, on_heartbeat, on_quiet
+        self._on_late = on_late
         self._guarded = guarded
         self._deciding = threading.Lock()
         self._in_hand = False  # a frame is being perceived
         self._answered_for = False  # and the watchdog has spoken in its place
         self._abandoned = False
+        self._ended = True
         self._last_health_s = time.monotonic()
         self._watchdog = Watchdog(self._limit_s, lambda taken_s: self._guarded(self._overdue, taken_s))
         self._thread = threading.Thread(target=self._run, name="decide", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
+        self._ended = False
         self._watchdog.start()
         self._thread.start()
 
@@ -89,13 +95,13 @@ class DecisionThread:
             patience_s: How long to wait for an engine that does not answer [s].
         Returns:
             False if it has not answered by then. Its thread is left to itself, nothing of it is handed on any
-            more, and the pipeline and its engine must not be used again.
+            more, and the pipeline and its engine are `on_late`'s.
         """
         self.hand_over.close()
         if self._thread.is_alive():
             self._thread.join(patience_s)
-        ended = not self._thread.is_alive()
         with self._deciding:
+            ended = self._ended
             self._abandoned = not ended
         self._watchdog.stop()
         if ended:
@@ -110,6 +116,14 @@ class DecisionThread:
     # --- in this thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._work()
+        with self._deciding:
+            self._ended = True
+            late = self._abandoned
+        if late:
+            self._guarded(self._on_late)
+
+    def _work(self) -> None:
         while not self.hand_over.closed:
             item = self.hand_over.take(self._patience_s)
             if isinstance(item, ReadyFrame):

@@ -146,6 +146,31 @@ def test_a_node_whose_engine_never_comes_back_can_be_configured_anew(faulty: Rob
     assert not any("left behind" in reason for reason in faulty.frame().reasons)
 
 
+def test_a_node_whose_first_engine_hangs_says_that_it_is_configuring_and_gives_up_in_time(
+    robot: Robot, domain: int, basics: dict[str, object], faults: Path
+) -> None:
+    os.mkfifo(faults / "hang")
+    script = Path(__file__).with_name("faulty_perception_node.py")
+    parameters = {**basics, "supervisor.load_timeout_s": 3.0}
+    command = [sys.executable, str(script), str(faults)]
+    robot.process = NodeProcess("perception_node", arguments(parameters), domain, command)
+    try:
+        robot.health_saying("configuring")
+        health = robot.health_saying("not configured: bundle")
+        assert any("not loaded within 3 s (supervisor.load_timeout_s)" in r for r in health.reasons)
+        assert robot.state() == "unconfigured"
+
+        release = os.open(faults / "hang", os.O_WRONLY)
+        (faults / "hang").unlink()
+        os.close(release)
+        assert robot.change_state(Transition.TRANSITION_CONFIGURE)
+        assert robot.change_state(Transition.TRANSITION_ACTIVATE)
+        assert not any("configur" in reason for reason in robot.frame().reasons)
+    finally:
+        (faults / "hang").unlink(missing_ok=True)
+        robot.process.kill()
+
+
 # ------------------------------------------------------------------ another engine
 
 

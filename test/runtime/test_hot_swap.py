@@ -13,7 +13,7 @@ from fake_drive import RIG
 from fake_engine import NETWORK, FakeEngine, Outputs
 
 from e2e_perception.core.config import EngineConfig
-from e2e_perception.core.errors import BundleError
+from e2e_perception.core.errors import BundleError, EngineUnavailableError
 from e2e_perception.core.network_config import NetworkConfig
 from e2e_perception.deploy.bundle import Bundle
 from e2e_perception.deploy.contract import tensor_contract
@@ -179,7 +179,7 @@ def test_an_engine_that_could_not_take_over_is_an_outcome_too() -> None:
     assert swapping.told_outcome() == "it does not fit"
 
 
-@pytest.mark.parametrize("when", ["while it loads", "when it is loaded"])
+@pytest.mark.parametrize("when", ["while it loads", "when it is loaded", "when it waits to take over"])
 def test_an_engine_that_nobody_wants_any_more_is_freed(when: str) -> None:
     engine = ClosableEngine()
     swapping = Swapping(engine)
@@ -192,6 +192,10 @@ def test_an_engine_that_nobody_wants_any_more_is_freed(when: str) -> None:
     else:
         swapping.let_go.set()
         assert swapping.told.wait(PATIENCE_S)
+        assert not swapping.swap.is_loaded
+        if when == "when it waits to take over":
+            assert isinstance(swapping.told_outcome(), LoadedEngine)
+            assert swapping.swap.is_loaded
         swapping.swap.close()
     assert engine.closed
     assert swapping.swap.outcome() is None
@@ -233,3 +237,56 @@ def test_who_is_not_loaded_in_time_is_given_up_and_freed_if_it_comes_after_all()
     assert freed.wait(PATIENCE_S)
     assert not swapping.told.is_set() and swap.outcome() is None
     assert not next_one.closed
+
+
+def test_an_engine_that_has_taken_over_is_not_the_swaps_to_free() -> None:
+    engine = ClosableEngine()
+    swapping = Swapping(engine)
+    swapping.let_go.set()
+    swapping.swap.begin(bundle(), CONFIG)
+    assert isinstance(swapping.told_outcome(), LoadedEngine)
+    swapping.swap.finish()
+    swapping.swap.close()
+    assert not swapping.swap.is_loaded
+    assert not engine.closed
+
+
+# ------------------------------------------------------------------ the first
+
+
+def test_the_first_engine_is_waited_for_and_somebody_is_told_meanwhile() -> None:
+    engine = ClosableEngine()
+    swapping, told = Swapping(engine), list[int]()
+
+    def on_wait() -> None:
+        told.append(len(told))
+        if len(told) == 2:
+            swapping.let_go.set()
+
+    assert swapping.swap.first(bundle(), CONFIG, after_s=PATIENCE_S, on_wait=on_wait) is engine
+    assert told == [0, 1]
+    assert swapping.arguments[1:] == [CONFIG, None]
+    assert swapping.swap.wanted is None
+    assert not engine.closed
+
+
+@pytest.mark.parametrize("error", [BundleError("no such graph"), TimeoutError("of the library's own")])
+def test_a_first_engine_that_cannot_be_made_is_the_error_that_it_is(error: Exception) -> None:
+    swapping = Swapping(error)
+    swapping.let_go.set()
+    with pytest.raises(type(error), match=str(error)):
+        swapping.swap.first(bundle(), CONFIG, after_s=PATIENCE_S, on_wait=lambda: None)
+
+
+@pytest.mark.parametrize("comes_to", ["an engine", "an error"])
+def test_a_first_engine_that_hangs_is_given_up_and_freed_if_it_comes_after_all(comes_to: str) -> None:
+    late = ClosableEngine()
+    swapping = Swapping(late if comes_to == "an engine" else RuntimeError("the driver is gone"))
+    before = set(threading.enumerate())
+    with pytest.raises(EngineUnavailableError, match=r"other on onnxruntime: not loaded within 0\.01 s"):
+        swapping.swap.first(bundle(), CONFIG, after_s=0.01, on_wait=lambda: None)
+    (hung,) = set(threading.enumerate()) - before
+    swapping.let_go.set()
+    hung.join(PATIENCE_S)
+    assert not hung.is_alive()
+    assert late.closed == (comes_to == "an engine")

@@ -191,9 +191,11 @@ def test_an_engine_that_never_comes_back_is_left_behind_and_says_nothing_more() 
     assert gate.entered.wait(PATIENCE_S)
     assert not overlapped.thread.stop(patience_s=0.05)
     num_said = len(overlapped.results)
+    assert overlapped.late == []
     gate.opened.set()
     overlapped.thread._thread.join(PATIENCE_S)
     assert len(overlapped.results) == num_said
+    assert overlapped.late == ["decide"]  # where it can be freed
     assert overlapped.errors == []
 
 
@@ -209,6 +211,7 @@ def test_calls_that_wait_when_the_thread_is_stopped_are_made_all_the_same() -> N
     threading.Timer(0.01, gate.opened.set).start()
     assert overlapped.thread.stop(PATIENCE_S)
     assert made == ["late"]
+    assert overlapped.late == []
 
 
 # ------------------------------------------------------------------ another engine
