@@ -1,15 +1,17 @@
 """One frame through the network by each engine: same weights, same threads, one run.
 
-Engines are timed in turn, frame by frame, so that other work on the machine disturbs all alike; ratios are
-formed frame by frame. Start and memory are those of a process of its own: from opening the files to the first
+Engines are timed in turn, frame by frame, so that other work on the machine disturbs all alike, with a pause
+before each, so that threads of the one before that wait busily take nothing from it; ratios are formed frame
+by frame. Start and memory are those of a process of its own: from opening the files to the first
 output, libraries imported before; `second` finds what `first` has kept. `small` and `base` have random
 weights, which changes no time.
 
-    python benchmarks/bench_engine.py [--size tiny] [--threads 2] [--frames 100] [--compile] [--json]
+    python benchmarks/bench_engine.py [--size tiny …] [--threads 2 …] [--frames 100] [--compile] [--json]
 
 onnxruntime-plain: a session with nothing but the number of threads set, spinning as the library likes.
 onnxruntime: this package's engine. onnxruntime-int8: the same with the graph of `quantize`.
-Where a TensorRT library finds a GPU, also that library in every precision, and torch eager on the GPU.
+Where a TensorRT library finds a GPU, also that library in every precision and with the int8 graph, ONNX
+Runtime with CUDA if it has that, and torch eager on the GPU; `device_mb` is then what is taken of its memory.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from e2e_perception.deploy.bundle import load_bundle
 from e2e_perception.deploy.contract import tensor_contract
 from e2e_perception.deploy.engine_cache import EngineCache
 from e2e_perception.deploy.engines import PRECISIONS, backend_report
-from e2e_perception.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from e2e_perception.deploy.engines.onnxruntime_engine import CUDA, OnnxRuntimeEngine
 from e2e_perception.deploy.engines.tensorrt_builder import BuildOptions
 from e2e_perception.deploy.engines.tensorrt_engine import TensorRtEngine
 from e2e_perception.deploy.engines.tensorrt_library import TENSORRT, TENSORRT_RTX, load_library
@@ -51,9 +53,10 @@ from e2e_perception.model.network import JointNetwork
 
 ENGINES = ("torch", "onnxruntime-plain", "onnxruntime", "onnxruntime-int8")
 COMPILED = "torch-compile"
-TORCH_GPU = "torch-cuda"
+TORCH_GPU, ONNXRUNTIME_GPU = "torch-cuda", "onnxruntime-cuda"
 BUDGET_MS, BUDGET_RATIO = 60.0, 1.6
 WARM_UP = 10
+SETTLE_S = 0.1  # ONNX Runtime's idle threads wait busily for some 30 ms, torch's for less
 
 Inputs = dict[str, Any]
 Infer = Callable[[Inputs], object]
@@ -99,8 +102,12 @@ def prepare(size: str, directory: Path) -> None:
 def gpu_engines() -> tuple[str, ...]:
     """What can be compared on the GPU of this machine; nothing where there is none."""
     usable = [s.name for s in backend_report() if s.available and s.name in (TENSORRT, TENSORRT_RTX)]
-    compiled = tuple(f"{backend}-{precision}" for backend in usable for precision in PRECISIONS[backend])
-    return (TORCH_GPU, *compiled) if compiled and torch.cuda.is_available() else compiled
+    names = tuple(
+        f"{backend}-{precision}" for backend in usable for precision in (*PRECISIONS[backend], "int8")
+    )
+    if CUDA in onnxruntime.get_available_providers():
+        names = (ONNXRUNTIME_GPU, *names)
+    return (TORCH_GPU, *names) if names and torch.cuda.is_available() else names
 
 
 def load(name: str, size: str, directory: Path, threads: int) -> Infer:
@@ -109,14 +116,17 @@ def load(name: str, size: str, directory: Path, threads: int) -> Infer:
     if name == "torch":
         return TorchEngine(directory / "weights.safetensors", network, num_threads=threads).infer
     if name == TORCH_GPU:
-        return TorchEngine(load_network(directory / "weights.safetensors", network).cuda(), network).infer
+        model = load_network(directory / "weights.safetensors", network).cuda()
+        return TorchEngine(model, network, num_threads=threads).infer
     if name.startswith(TENSORRT):
         backend, _, precision = name.rpartition("-")
+        is_int8 = precision == "int8"
         return TensorRtEngine(
             load_library(backend),
-            directory / "model.onnx",
+            directory / ("int8.onnx" if is_int8 else "model.onnx"),
             tensor_contract(network),
-            options=BuildOptions(precision=precision),
+            options=BuildOptions(precision="float32" if is_int8 else precision),
+            graph_precision="int8" if is_int8 else "float32",
             cache=EngineCache(directory / "engines"),
         ).infer
     if name == COMPILED:
@@ -129,12 +139,16 @@ def load(name: str, size: str, directory: Path, threads: int) -> Infer:
         return PlainSession(directory / "model.onnx", size, threads).infer
     graph = directory / ("int8.onnx" if name.endswith("int8") else "model.onnx")
     cache = EngineCache(directory / "engines")
-    return OnnxRuntimeEngine(graph, tensor_contract(network), num_threads=threads, cache=cache).infer
+    device = "cuda" if name == ONNXRUNTIME_GPU else "cpu"
+    return OnnxRuntimeEngine(
+        graph, tensor_contract(network), num_threads=threads, device=device, cache=cache
+    ).infer
 
 
 def start_once(name: str, size: str, directory: Path, threads: int) -> dict[str, float]:
     """Start, and memory that the engine takes, in this process."""
     inputs = random_inputs(SIZES[size], np.random.default_rng(0))
+    device_before_b = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     before_b = psutil.Process().memory_info().rss
     started = time.perf_counter()
     infer = load(name, size, directory, threads)
@@ -143,7 +157,10 @@ def start_once(name: str, size: str, directory: Path, threads: int) -> dict[str,
     for _ in range(3):
         infer(inputs)
     memory_b = psutil.Process().memory_info().rss - before_b
-    return {"start_ms": round(cold_ms, 1), "memory_mb": round(memory_b / 1e6, 1)}
+    facts = {"start_ms": round(cold_ms, 1), "memory_mb": round(memory_b / 1e6, 1)}
+    if device_before_b is not None:
+        facts["device_mb"] = round((device_before_b - torch.cuda.mem_get_info()[0]) / 1e6, 1)
+    return facts
 
 
 def start_in_child(name: str, size: str, directory: Path, threads: int) -> dict[str, float]:
@@ -168,12 +185,14 @@ def measure(size: str, threads: int, frames: int, names: tuple[str, ...]) -> dic
                 "first_start_ms": first["start_ms"],
                 "second_start_ms": second["start_ms"],
                 "memory_mb": second["memory_mb"],
+                **({"device_mb": second["device_mb"]} if "device_mb" in second else {}),
             }
         inputs = random_inputs(SIZES[size], np.random.default_rng(0))
         engines = {name: load(name, size, directory, threads) for name in names}
         took_ms: dict[str, list[float]] = {name: [] for name in names}
         for frame in range(frames + WARM_UP):
             for name, infer in engines.items():
+                time.sleep(SETTLE_S)
                 started = time.perf_counter()
                 infer(inputs)
                 if frame >= WARM_UP:
@@ -193,8 +212,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", default="tiny", choices=sorted(set(SIZES) - {"nano"}))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--size", nargs="+", default=["tiny", "small", "base"], choices=sorted(set(SIZES) - {"nano"})
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="each with every size")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -202,7 +223,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.start:
         name, directory = options.start
-        print(json.dumps(start_once(name, options.size, Path(directory), options.threads)))
+        print(json.dumps(start_once(name, options.size[0], Path(directory), options.threads[0])))
         return 0
     names = (*ENGINES, *([COMPILED] if options.compile else []), *gpu_engines())
     result = {
@@ -211,20 +232,26 @@ def main() -> int:
         "load_before": [round(x, 1) for x in os.getloadavg()],
         "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
         "system": platform.platform(terse=True),
-        **measure(options.size, options.threads, options.frames, names),
         "budget_ms": BUDGET_MS,
         "budget_ratio": BUDGET_RATIO,
+        "runs": [
+            measure(size, threads, options.frames, names)
+            for size in options.size
+            for threads in options.threads
+        ],
     }
     if options.json:
         print(json.dumps(result))
         return 0
+    runs = result.pop("runs")
     for name, value in result.items():
-        if name != "engines":
-            print(f"{name:<14}{value}")
-    columns = list(result["engines"]["torch"])
-    print(f"{'':<20}" + "".join(f"{column:>17}" for column in columns))
-    for name, row in result["engines"].items():
-        print(f"{name:<20}" + "".join(f"{row[column]:>17}" for column in columns))
+        print(f"{name:<14}{value}")
+    for run in runs:
+        print(f"\n{run['size']}, {run['threads']} threads, {run['frames']} frames")
+        columns = list(run["engines"]["torch"])
+        print(f"{'':<20}" + "".join(f"{column:>17}" for column in columns))
+        for name, row in run["engines"].items():
+            print(f"{name:<20}" + "".join(f"{row[column]:>17}" for column in columns))
     return 0
 
 

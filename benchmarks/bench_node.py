@@ -12,6 +12,10 @@ system's figure.
               accounts for
 
     python benchmarks/bench_node.py [--seconds 60] [--param engine.num_threads:=1] [--flame node.svg] [--json]
+    python benchmarks/bench_node.py --seconds 100 --swap-every 20 --swap-bundles OTHER tiny
+
+Changes are of the number of threads, or of the bundle; compiled graphs and what was found about engines are
+kept in a directory that is empty at the start, so that the first change to each bundle does all the work.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +161,7 @@ class Player:
         self._rig, self._make = rig, RclpyFactory()
         self.frames: list[Any] = []
         self.latest: Any = None
+        self.bundles: list[str] = []
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(Health, f"/{NODE}/health", self._take, reliable)
         sensor_qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -189,18 +195,27 @@ class Player:
                 raise SystemExit(f"{NODE} did not come up. {process.failure()}")
             time.sleep(0.05)
 
-    def change_engine(self, num_threads: int) -> None:
-        """Have another engine loaded, without waiting for it."""
-        wanted = Parameter("engine.num_threads", Parameter.Type.INTEGER, num_threads).to_parameter_msg()
+    def change_engine(self, value: int | str) -> None:
+        """Have an engine of so many threads, or of such a bundle, loaded, without waiting for it."""
+        if isinstance(value, str):
+            parameter = Parameter("engine.bundle", Parameter.Type.STRING, value)
+        else:
+            parameter = Parameter("engine.num_threads", Parameter.Type.INTEGER, value)
+        wanted = parameter.to_parameter_msg()
         self._parameters.set_parameters([wanted]).add_done_callback(
             lambda answer: self.refusals.extend(r.reason for r in answer.result().results if not r.successful)
         )
 
     def play(
-        self, lap: Lap, seconds: float, pid: int, swap_every_s: float
+        self, lap: Lap, seconds: float, pid: int, swap_every_s: float, swap_to: Sequence[int | str]
     ) -> tuple[list[int], list[tuple[float, float]]]:
         """Send everything in time, and change the engine now and then.
 
+        Args:
+            lap, seconds: What, and for how long.
+            pid: Of the node.
+            swap_every_s: When to change the engine; 0: never.
+            swap_to: To what, in turn.
         Returns:
             Stamps of the anchors sent [ns], and (time [s], resident memory [MB]) once a second.
         """
@@ -224,7 +239,7 @@ class Player:
                 state = EgoState(start_ns + stamp, item.odom_from_base, item.velocity, item.yaw_rate)
                 self._odometry.publish(odometry_message(self._make, state, self._rig.base_frame))
             if swap_every_s > 0.0 and when * 1e-9 >= (num_swaps + 1) * swap_every_s:
-                self.change_engine(1 + num_swaps % 2)
+                self.change_engine(swap_to[num_swaps % len(swap_to)])
                 num_swaps += 1
             if when * 1e-9 >= next_memory_s:
                 memory.append((when * 1e-9, process.memory_info().rss / 1e6))
@@ -236,6 +251,8 @@ class Player:
         self.latest = message
         if "latency" in message.stages and message.frames > 0:
             self.frames.append(message)
+        if not self.bundles or self.bundles[-1] != message.bundle:
+            self.bundles.append(message.bundle)
 
 
 def minor_faults(pid: int) -> int:
@@ -306,11 +323,16 @@ def main() -> int:
     parser.add_argument(
         "--swap-every", type=float, default=0.0, help="change the engine every so many seconds"
     )
+    parser.add_argument(
+        "--swap-bundles", nargs="+", metavar="BUNDLE", help="to which bundles in turn, with --swap-every"
+    )
     parser.add_argument("--flame", help="SVG of where the node's threads spend their time, by py-spy")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if options.seconds < 2 * WARM_UP_S:
         parser.error(f"--seconds is {options.seconds:g}, expected at least {2 * WARM_UP_S:g}")
+    if options.swap_bundles and options.swap_every <= 0.0:
+        parser.error("--swap-bundles needs --swap-every")
     if options.flame and shutil.which("py-spy") is None:
         parser.error("--flame needs py-spy; `pip install py-spy`")
     # What does not fit Fast DDS's shared memory is sent again with its next heartbeat, after three seconds.
@@ -321,8 +343,10 @@ def main() -> int:
     lap = simulate(rig, options.scenario)
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # inherited by the node
-    arguments = ["--ros-args", *(word for given in options.param for word in ("-p", given))]
-    with private_domain() as domain:
+    swap_to: list[int | str] = options.swap_bundles or [1, 2]
+    with private_domain() as domain, tempfile.TemporaryDirectory() as kept:
+        given = [f"engine.cache_directory:={kept}", *options.param]
+        arguments = ["--ros-args", *(word for parameter in given for word in ("-p", parameter))]
         node = start_node(NODE, arguments, environment={"ROS_DOMAIN_ID": str(domain)})
         player = Player(domain, rig)
         try:
@@ -331,7 +355,7 @@ def main() -> int:
             process = psutil.Process(node.process.pid)
             cpu_before, load_before = process.cpu_times(), os.getloadavg()[0]
             faults_before = minor_faults(node.process.pid)
-            anchors, memory = player.play(lap, options.seconds, node.process.pid, options.swap_every)
+            anchors, memory = player.play(lap, options.seconds, node.process.pid, options.swap_every, swap_to)
             cpu, faults = process.cpu_times(), minor_faults(node.process.pid) - faults_before
             if flame is not None:
                 flame.wait(timeout=60.0)
@@ -344,6 +368,7 @@ def main() -> int:
         "realtime": options.realtime,
         "swap_every_s": options.swap_every,
         "swaps_refused": player.refusals,
+        "bundles_in_turn": player.bundles,
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "bundle": player.latest.bundle,
         "backend": player.latest.backend,
