@@ -9,7 +9,8 @@ weights, which changes no time.
     python benchmarks/bench_engine.py [--size tiny …] [--threads 2 …] [--frames 100] [--compile] [--json]
 
 onnxruntime-plain: a session with nothing but the number of threads set, spinning as the library likes.
-onnxruntime: this package's engine. onnxruntime-int8: the same with the graph of `quantize`.
+onnxruntime: this package's engine. onnxruntime-spinning: the same with `engine.allow_spinning`.
+onnxruntime-int8: the same as the former with the graph of `quantize`.
 Where a TensorRT library finds a GPU, also that library in every precision and with the int8 graph, ONNX
 Runtime with CUDA if it has that, and torch eager on the GPU; `device_mb` is then what is taken of its memory.
 """
@@ -51,7 +52,7 @@ from e2e_perception.deploy.quantize import quantize_graph
 from e2e_perception.deploy.rollouts import random_inputs
 from e2e_perception.model.network import JointNetwork
 
-ENGINES = ("torch", "onnxruntime-plain", "onnxruntime", "onnxruntime-int8")
+ENGINES = ("torch", "onnxruntime-plain", "onnxruntime", "onnxruntime-spinning", "onnxruntime-int8")
 COMPILED = "torch-compile"
 TORCH_GPU, ONNXRUNTIME_GPU = "torch-cuda", "onnxruntime-cuda"
 BUDGET_MS, BUDGET_RATIO = 60.0, 1.6
@@ -141,7 +142,12 @@ def load(name: str, size: str, directory: Path, threads: int) -> Infer:
     cache = EngineCache(directory / "engines")
     device = "cuda" if name == ONNXRUNTIME_GPU else "cpu"
     return OnnxRuntimeEngine(
-        graph, tensor_contract(network), num_threads=threads, device=device, cache=cache
+        graph,
+        tensor_contract(network),
+        num_threads=threads,
+        device=device,
+        allow_spinning=name.endswith("spinning"),
+        cache=cache,
     ).infer
 
 

@@ -8,6 +8,7 @@ system's figure.
     latency   from a frame's stamp until its results have left, the lidar's own 50 ms of travel included
     compute   the stages that the node itself takes time for, waiting for the engine included
     period    between the departures of two results
+    start     from the process to the first plan: Python, configuring, finding the topics, the first sensors
     missing   anchors sent of which no result came; `unexplained`, over the whole run, are those that no drop
               accounts for
 
@@ -162,6 +163,7 @@ class Player:
         self.frames: list[Any] = []
         self.latest: Any = None
         self.bundles: list[str] = []
+        self.first_plan_s: float | None = None  # of the monotonic clock
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(Health, f"/{NODE}/health", self._take, reliable)
         sensor_qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -251,6 +253,8 @@ class Player:
         self.latest = message
         if "latency" in message.stages and message.frames > 0:
             self.frames.append(message)
+        if self.first_plan_s is None and message.plans > 0:
+            self.first_plan_s = time.monotonic()
         if not self.bundles or self.bundles[-1] != message.bundle:
             self.bundles.append(message.bundle)
 
@@ -347,6 +351,7 @@ def main() -> int:
     with private_domain() as domain, tempfile.TemporaryDirectory() as kept:
         given = [f"engine.cache_directory:={kept}", *options.param]
         arguments = ["--ros-args", *(word for parameter in given for word in ("-p", parameter))]
+        started_s = time.monotonic()
         node = start_node(NODE, arguments, environment={"ROS_DOMAIN_ID": str(domain)})
         player = Player(domain, rig)
         try:
@@ -369,6 +374,9 @@ def main() -> int:
         "swap_every_s": options.swap_every,
         "swaps_refused": player.refusals,
         "bundles_in_turn": player.bundles,
+        "start_to_first_plan_s": None
+        if player.first_plan_s is None
+        else round(player.first_plan_s - started_s, 2),
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "bundle": player.latest.bundle,
         "backend": player.latest.backend,

@@ -92,7 +92,7 @@ class EngineConfig(Section):
     )
     allow_spinning: bool = tunable(
         False,
-        "Whether the engine's idle threads wait busily: sooner ready, but they take cores from the sensors.",
+        "Whether the engine's threads wait busily within a frame: ready sooner, but they take cores for it.",
     )
     accept_mismatch: bool = tunable(
         False,

@@ -250,6 +250,14 @@ def test_a_calibration_for_other_cores_or_with_spinning_is_another(
     assert '"spinning_allowed": true' in note.read_text()
 
 
+@pytest.mark.parametrize("allow_spinning", [False, True])
+def test_threads_that_wait_busily_stop_when_a_frame_is_done(tiny: Bundle, allow_spinning: bool) -> None:
+    engine = load(tiny, None, 2, allow_spinning=allow_spinning)
+    options = engine._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(allow_spinning))
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_cuda_that_the_library_lacks_is_an_error_and_never_the_cpu(tiny: Bundle) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA; the test is about one that has not")

@@ -150,7 +150,7 @@ def create_engine(
             by a short calibration.
         precision: Of convolutions and linear layers; `PRECISIONS` says which backend has which.
         device: `cpu` or `cuda`, for ONNX Runtime; a device that is asked for never becomes another.
-        allow_spinning: Whether idle threads may wait busily.
+        allow_spinning: Whether threads may wait busily within a frame.
         effort: How TensorRT compiles; part of what a compiled engine is found by. None: its defaults.
         cache: Where compiled engines and optimised graphs are kept; None: TensorRT's engines at the machine's
             default place, graphs nowhere.

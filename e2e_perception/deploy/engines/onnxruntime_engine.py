@@ -33,7 +33,6 @@ PROVIDERS: Mapping[str, Sequence[Any]] = {
 CALIBRATE = -1
 CALIBRATION_FRAMES = 12
 WORTH_A_THREAD = 0.9  # of the time that fewer threads take; for less, cores are better left to the sensors
-SPINNING_S = 0.06  # for longer than idle threads wait busily before they sleep (some 30 ms)
 THREADS_NOTE = "threads"
 
 Log = Callable[[str], None]
@@ -63,8 +62,8 @@ class OnnxRuntimeEngine:
                 each number of threads that the process may have.
             device: `cpu`, or `cuda`: one GPU, with what it has no kernel for on the CPU.
             precision: Of the graph, for `info`.
-            allow_spinning: Whether idle threads may wait busily. They would eat the cores that decode the
-                next frame.
+            allow_spinning: Whether idle threads may wait busily for the next operator of a frame; when it is
+                done they sleep.
             cache: Where the optimised graph and the number of threads are kept; None: nowhere.
             log: Gets a sentence about what costs time.
         Raises:
@@ -225,6 +224,8 @@ def _options(num_threads: int, allow_spinning: bool) -> Any:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+    # Else threads that spin go on for some 40 ms after a frame, on the cores that prepare the next one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     return options
 
@@ -270,8 +271,6 @@ def _calibrated(
             started = time.perf_counter()
             session.run(None, frame)
             took_s[choice].append(time.perf_counter() - started)
-            if choice[1]:
-                time.sleep(SPINNING_S)  # its idle threads would take the next one's cores
     median_ms = {choice: 1e3 * float(np.median(values[2:])) for choice, values in took_s.items()}
     best = choices[0]
     for choice in choices[1:]:
