@@ -161,6 +161,22 @@ def test_a_second_start_takes_everything_from_the_cache(bundle: Bundle, backend:
     assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"*/{PAYLOAD}")}
 
 
+def test_a_damaged_engine_is_compiled_again_and_runs(
+    bundle: Bundle, backend: str, tmp_path: Path, frames: list[Inputs]
+) -> None:
+    said: list[str] = []
+    cache = EngineCache(tmp_path, said.append)
+    create_engine(bundle, backend, cache=cache).close()
+    plan = max(tmp_path.glob(f"*/{PAYLOAD}"), key=lambda path: path.stat().st_size)
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+    engine = create_engine(bundle, backend, cache=cache)
+    assert any("is not used" in sentence for sentence in said)
+    assert all(np.isfinite(value).all() for value in engine.infer(frames[0]).values())
+    engine.close()
+
+
 def test_nan_in_a_raster_that_is_valid_comes_out_as_nan_and_not_as_an_error(
     bundle: Bundle, backend: str, cache: EngineCache, frames: list[Inputs]
 ) -> None:
@@ -238,6 +254,7 @@ def test_a_gpu_without_memory_left_is_an_error_that_says_so_and_gives_back_what_
     bundle: Bundle, backend: str, cache: EngineCache, frames: list[Inputs]
 ) -> None:
     create_engine(bundle, backend, cache=cache).close()  # compiled, so that only loading is left to fail
+    kept = {path: path.read_bytes() for path in cache.directory.glob(f"*/{PAYLOAD}")}
     with Cuda() as cuda:
         size = 1 << 30
         while size >= 1 << 20:  # whole chunks first, until not even a MiB is to be had
@@ -247,7 +264,10 @@ def test_a_gpu_without_memory_left_is_an_error_that_says_so_and_gives_back_what_
                 size //= 2
         with pytest.raises(EngineUnavailableError, match="MiB"):
             create_engine(bundle, backend, cache=cache)
-    engine = create_engine(bundle, backend, cache=cache)
+    said: list[str] = []
+    engine = create_engine(bundle, backend, cache=cache, log=said.append)
+    assert not any("compiling" in sentence for sentence in said)  # what is kept is as good as before
+    assert all(path.read_bytes() == content for path, content in kept.items())
     assert all(np.isfinite(value).all() for value in engine.infer(frames[0]).values())
     engine.close()
 
