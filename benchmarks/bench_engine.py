@@ -57,7 +57,7 @@ COMPILED = "torch-compile"
 TORCH_GPU, ONNXRUNTIME_GPU = "torch-cuda", "onnxruntime-cuda"
 BUDGET_MS, BUDGET_RATIO = 60.0, 1.6
 WARM_UP = 10
-SETTLE_S = 0.1  # ONNX Runtime's idle threads wait busily for some 30 ms, torch's for less
+SETTLE_S = 0.1  # ONNX Runtime's idle threads wait busily for some 40 ms, torch's for less
 
 Inputs = dict[str, Any]
 Infer = Callable[[Inputs], object]
@@ -139,7 +139,7 @@ def load(name: str, size: str, directory: Path, threads: int) -> Infer:
     if name == "onnxruntime-plain":
         return PlainSession(directory / "model.onnx", size, threads).infer
     graph = directory / ("int8.onnx" if name.endswith("int8") else "model.onnx")
-    cache = EngineCache(directory / "engines")
+    cache = EngineCache(directory / name)
     device = "cuda" if name == ONNXRUNTIME_GPU else "cpu"
     return OnnxRuntimeEngine(
         graph,

@@ -15,8 +15,9 @@ system's figure.
     python benchmarks/bench_node.py [--seconds 60] [--param engine.num_threads:=1] [--flame node.svg] [--json]
     python benchmarks/bench_node.py --seconds 100 --swap-every 20 --swap-bundles OTHER tiny
 
-Changes are of the number of threads, or of the bundle; compiled graphs and what was found about engines are
-kept in a directory that is empty at the start, so that the first change to each bundle does all the work.
+Changes are of the number of threads, or of the bundle. Compiled graphs and what was found about engines are
+kept in a directory that is empty at the start, so that start and first change to each bundle do all the work;
+`--param engine.cache_directory:=DIR`, twice, is a start that finds them.
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ class Player:
             self.frames.append(message)
         if self.first_plan_s is None and message.plans > 0:
             self.first_plan_s = time.monotonic()
-        if not self.bundles or self.bundles[-1] != message.bundle:
+        if message.bundle and self.bundles[-1:] != [message.bundle]:
             self.bundles.append(message.bundle)
 
 

@@ -44,7 +44,7 @@ def build_engine(
         bool,
         typer.Option(
             "--weak-types",
-            help="Let TensorRT 10 choose the precision of what lies between layers of half precision, too.",
+            help="Let TensorRT 10 choose the precision of what directly follows layers of half precision.",
         ),
     ] = False,
     out: Annotated[

@@ -73,7 +73,7 @@ class EngineConfig(Section):
     )
     weak_types: bool = tunable(
         False,
-        "Let TensorRT 10 choose the precision of what lies between layers of half precision, too.",
+        "TensorRT 10 alone: let it choose the precision of what directly follows layers of half precision.",
     )
     cache_directory: str = tunable(
         "",

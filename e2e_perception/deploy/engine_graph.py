@@ -33,8 +33,8 @@ EXACT = frozenset(
     {"Relu", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Split"}
 )
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
-# Lose no more of a value that has half precision than it has lost already; among them no quotient,
-# exponential, sum over many, choice or place.
+# Round a value that has half precision once more, and that is all: among them no quotient, exponential, sum
+# over many, choice or place.
 HARMLESS = frozenset(
     {"Add", "Clip", "LeakyRelu", "Mul", "Neg", "Relu", "Sigmoid", "Sub", "Tanh", "Where", "Concat", "Split"}
 ) | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"})

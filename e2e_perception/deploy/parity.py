@@ -36,7 +36,7 @@ from e2e_perception.deploy.rollouts import (
 Log = Callable[[str], None]
 
 # To be raised whenever `compare` finds something else in the same outputs: findings are kept.
-COMPARISON_FORMAT = 2
+COMPARISON_FORMAT = 3
 
 # Columns of an output that are the coordinates of one vector.
 VECTORS = {
@@ -247,9 +247,9 @@ def refusal(differences: Mapping[str, float], tolerance: Tolerance, *, share: fl
 def _invented(
     score_Q: NDArray[np.float32], queries_R: NDArray[np.int64], score_R: NDArray[np.float32]
 ) -> int:
-    """The engine's objects that torch has nowhere near; of torch's the strongest are recorded."""
+    """The engine's objects where torch has none that is sure; of torch's the strongest are recorded."""
     score_Q = score_Q.copy()
-    score_Q[queries_R[queries_R >= 0]] = 0.0
+    score_Q[queries_R[(queries_R >= 0) & (score_R >= SURE_SCORE)]] = 0.0
     return int((score_Q >= max(SURE_SCORE, float(score_R.min())) + SCORE_MARGIN).sum())
 
 

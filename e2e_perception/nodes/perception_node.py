@@ -203,8 +203,8 @@ class PerceptionNode(LifecycleNode):
             self._events.close()
             self._events = None
         if not ended and self._stack is not None:
-            self._stack.swap.close()
-            self._stack = None  # closed by who is inside, should they ever come out
+            stack, self._stack = self._stack, None  # closed by who is inside, should they ever come out
+            stack.swap.close()
             self.report.problem(ENGINE, "the engine does not answer and was left behind; configure again")
         return ended
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from e2e_perception.core.config import EngineConfig, StackConfig, TriggersConfig
 from e2e_perception.core.ego_motion import EgoState
-from e2e_perception.core.errors import ConfigError, E2EPerceptionError, InputError
+from e2e_perception.core.errors import ConfigError, InputError
 from e2e_perception.core.message_inputs import ego_state_from_odometry, route_from_path, stamp_ns
 from e2e_perception.core.rig import Rig, find_rig
 from e2e_perception.core.samples import SensorMessage
@@ -107,7 +107,7 @@ class Stack:
             self.pipeline = Pipeline(
                 bundle.network, rig, self._engine, config, str(bundle), image_converter(), realtime=True
             )
-        except E2EPerceptionError:
+        except BaseException:
             self.close()
             raise
         self._odometry_frame = ""

@@ -101,7 +101,7 @@ class DecisionThread:
         if self._thread.is_alive():
             self._thread.join(patience_s)
         with self._deciding:
-            ended = self._ended
+            ended = self._ended or not self._thread.is_alive()
             self._abandoned = not ended
         self._watchdog.stop()
         if ended:
@@ -116,12 +116,14 @@ class DecisionThread:
     # --- in this thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._work()
-        with self._deciding:
-            self._ended = True
-            late = self._abandoned
-        if late:
-            self._guarded(self._on_late)
+        try:
+            self._work()
+        finally:
+            with self._deciding:
+                self._ended = True
+                late = self._abandoned
+            if late:
+                self._guarded(self._on_late)
 
     def _work(self) -> None:
         while not self.hand_over.closed:

@@ -251,7 +251,9 @@ def test_a_calibration_for_other_cores_or_with_spinning_is_another(
 
 
 @pytest.mark.parametrize("allow_spinning", [False, True])
-def test_threads_that_wait_busily_stop_when_a_frame_is_done(tiny: Bundle, allow_spinning: bool) -> None:
+def test_the_library_is_told_how_threads_wait_and_to_stop_them_when_a_frame_is_done(
+    tiny: Bundle, allow_spinning: bool
+) -> None:
     engine = load(tiny, None, 2, allow_spinning=allow_spinning)
     options = engine._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(allow_spinning))

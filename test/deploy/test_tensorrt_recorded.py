@@ -240,6 +240,21 @@ def test_recorded_double_builds_once_and_keeps_compiled_kernels(
     assert said == []
 
 
+def test_recorded_double_keeps_an_engine_that_is_larger_than_what_is_free(
+    cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tensorrt_double(cuda)
+    make(module=module).close()
+    plan = max((tmp_path / "engines").glob(f"*/{PAYLOAD}"), key=lambda path: path.stat().st_size)
+    key = EngineKey(json.loads((plan.parent / SIDECAR).read_text())["key"])
+    EngineCache(tmp_path / "engines").store(key, b"what the library does not load, and does not say why")
+    monkeypatch.setattr(Cuda, "free_memory", lambda self: (1, 1 << 30))
+    with pytest.raises(EngineUnavailableError, match=r"cannot be loaded on .* 0 of 1024 MiB free"):
+        make(module=module)
+    assert plan.read_bytes().startswith(b"what")
+    assert len(module.builds) == 1
+
+
 def test_recorded_double_finds_what_was_compiled_ahead_for_several_gpus(
     toy: ToyNetwork, cuda: RecordedCuda, make: Callable[..., TensorRtEngine], tmp_path: Path
 ) -> None:

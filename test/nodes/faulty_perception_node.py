@@ -4,6 +4,8 @@
     nan     `infer` gives plans that are no numbers
     refuse  no engine can be made
 
+An engine that is freed leaves a file `closed-…` there.
+
 Run as a module's file: `python faulty_perception_node.py DIRECTORY [--ros-args …]`.
 """
 
@@ -37,6 +39,10 @@ class FaultyEngine:
         if (self._faults / "nan").exists():
             outputs["plan_costs"] = np.full_like(outputs["plan_costs"], np.nan)
         return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+        (self._faults / f"closed-{id(self)}").touch()
 
 
 def main() -> int:

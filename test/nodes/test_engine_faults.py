@@ -75,6 +75,10 @@ def plans_at(robot: Robot, stamps: list[int]) -> list[Any]:
     return found
 
 
+def num_closed(faults: Path) -> int:
+    return len(list(faults.glob("closed-*")))
+
+
 def numbers(point: Any) -> tuple[float, ...]:
     return point.pose.position.x, point.pose.position.y, point.speed, point.acceleration
 
@@ -137,13 +141,39 @@ def test_a_node_whose_engine_never_comes_back_can_be_configured_anew(faulty: Rob
     health = faulty.health_saying("was left behind; configure again")
     assert health.state == Health.STOPPED
     assert faulty.state() == "unconfigured"
+    assert num_closed(faults) == 0
 
     release = os.open(faults / "hang", os.O_WRONLY)
     (faults / "hang").unlink()
     os.close(release)
+    faulty.spin_until(lambda: num_closed(faults) == 1, "the engine to be freed once it has answered")
     assert faulty.change_state(Transition.TRANSITION_CONFIGURE)
     assert faulty.change_state(Transition.TRANSITION_ACTIVATE)
     assert not any("left behind" in reason for reason in faulty.frame().reasons)
+
+
+def test_an_engine_that_waits_for_one_that_hangs_is_freed_when_the_node_is_stopped(
+    faulty: Robot, faults: Path, other_bundle: Path
+) -> None:
+    client = faulty.parameters()
+    faulty.frame()
+    os.mkfifo(faults / "hang")
+    holder = os.open(faults / "hang", os.O_RDWR)  # who reads from it waits until this is closed
+    faulty.instant()
+    faulty.health_saying("the engine has not answered for")
+    (faults / "hang").unlink()  # the next engine does not hang
+    assert faulty.set_parameter(client, "engine.bundle", TEXT, str(other_bundle)).successful
+
+    def refused() -> bool:
+        answer = faulty.set_parameter(client, "engine.num_threads", WHOLE, 2)
+        assert not answer.successful
+        return "is loaded, and waits for the engine that runs to answer" in answer.reason
+
+    faulty.spin_until(refused, "the other engine")
+    assert not faulty.change_state(Transition.TRANSITION_DEACTIVATE)
+    faulty.spin_until(lambda: num_closed(faults) == 1, "the one that waited to be freed")
+    os.close(holder)
+    faulty.spin_until(lambda: num_closed(faults) == 2, "the one that hung to be freed")
 
 
 def test_a_node_whose_first_engine_hangs_says_that_it_is_configuring_and_gives_up_in_time(

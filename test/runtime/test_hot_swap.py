@@ -197,6 +197,7 @@ def test_an_engine_that_nobody_wants_any_more_is_freed(when: str) -> None:
             assert isinstance(swapping.told_outcome(), LoadedEngine)
             assert swapping.swap.is_loaded
         swapping.swap.close()
+        swapping.wait_for_the_thread()
     assert engine.closed
     assert swapping.swap.outcome() is None
 
@@ -264,7 +265,7 @@ def test_the_first_engine_is_waited_for_and_somebody_is_told_meanwhile() -> None
             swapping.let_go.set()
 
     assert swapping.swap.first(bundle(), CONFIG, after_s=PATIENCE_S, on_wait=on_wait) is engine
-    assert told == [0, 1]
+    assert told[:2] == [0, 1]
     assert swapping.arguments[1:] == [CONFIG, None]
     assert swapping.swap.wanted is None
     assert not engine.closed
@@ -276,6 +277,23 @@ def test_a_first_engine_that_cannot_be_made_is_the_error_that_it_is(error: Excep
     swapping.let_go.set()
     with pytest.raises(type(error), match=str(error)):
         swapping.swap.first(bundle(), CONFIG, after_s=PATIENCE_S, on_wait=lambda: None)
+
+
+def test_a_first_engine_that_is_waited_for_no_longer_is_freed_when_it_comes() -> None:
+    late = ClosableEngine()
+    swapping = Swapping(late)
+    before = set(threading.enumerate())
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        swapping.swap.first(bundle(), CONFIG, after_s=PATIENCE_S, on_wait=interrupted)
+    (thread,) = set(threading.enumerate()) - before
+    swapping.swap.close()
+    swapping.let_go.set()
+    thread.join(PATIENCE_S)
+    assert late.closed
 
 
 @pytest.mark.parametrize("comes_to", ["an engine", "an error"])

@@ -95,7 +95,7 @@ def build_engine(
         cache: Where engines are kept.
         gpu: This machine's; None: there is none, and `options` name compute capabilities.
         log: Gets a sentence before anything is compiled, which takes its time.
-        useless: Why what is in the cache is of no use and has to be compiled again; empty: nobody knows.
+        useless: Why what is in the cache is of no use and is compiled again; empty: what is there is taken.
     Raises:
         ConfigError: If the library cannot build what the options ask for.
         ContractError: If the graph holds what engines do not take, named by node.
