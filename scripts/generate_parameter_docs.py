@@ -47,7 +47,7 @@ lifecycle manager does it. `use_sim_time` (bool): take the time from /clock.
 
 def number(value: float) -> str:
     """As short as it can be written."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{value:g}"
 
 
 def allowed(spec: ParameterSpec) -> str:

@@ -69,7 +69,7 @@ class EngineConfig(Section):
         "Most scratch memory of one of TensorRT's kernels; 0 leaves it to the library.",
         unit="MiB",
         ge=0,
-        le=1 << 20,
+        le=65536,
     )
     weak_types: bool = tunable(
         False,
