@@ -26,10 +26,11 @@ MASKED = -1.0e4
 LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
 MAX_LOG_VAR = 6.0
 # The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as
-# if what was known at first were worth a sighting. What one frame alone says is weighed by these standard
-# deviations [m/s], of the filter at its first step (it falls like n^-1.5), of the radar, and of a guess.
+# if what was known at first were worth a sighting. Standard deviations [m/s], by whose inverse squares it and
+# what one frame alone says are weighed: of the filter at its first step (it falls like n^-1.5, but not below
+# what braking and speeding up make of it), of radar returns, and of a guess.
 MAX_SIGHTINGS = 10.0
-FILTER_STD, RADAR_STD, GUESS_STD = 5.0, 3.0, 10.0
+FILTER_STD, MANOEUVRE_STD, RADAR_STD, GUESS_STD = 5.0, 0.8, 0.4, 10.0
 # Sizes are predicted relative to these (length, width, height) [m].
 MEAN_SIZE = (4.2, 1.8, 1.6)
 
@@ -97,8 +98,7 @@ class RadarVelocity(nn.Module):
 
     A return measures the part of the velocity along its line of sight. Whoever moves along their heading h
     at speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d).
-    Returns from across, where h . d is small, say little and weigh little. What keeps the division finite
-    there (ours) takes a twentieth off the speed of who comes straight on.
+    Returns from across, where h . d is small, say little and weigh little.
     """
 
     ALONG, ACROSS = (-1.0, -0.5, 0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)  # in half lengths and half widths
@@ -128,11 +128,12 @@ class RadarVelocity(nn.Module):
         returns, d = sums[..., 0], sums[..., 1:] / sums[..., :1].clamp(min=0.05)
         along_heading = (d * heading_BQ2[:, :, None]).sum(-1)
         square = d.square().sum(-1)
-        speed = square * along_heading / (along_heading.square() + 0.05 * square + 0.01)
+        speed = square * along_heading / torch.maximum(along_heading.square(), 0.1 * square + 0.01)
         weight = returns * along_heading.square() / (square + 0.01)
         total = weight.sum(-1, keepdim=True)
         mean = (weight * speed).sum(-1, keepdim=True) / total.clamp(min=1e-3)
-        return mean * heading_BQ2, total / (total + 0.5)
+        # Rises with its square, so that what hardly touches the box hardly counts; one return is worth 0.9.
+        return mean * heading_BQ2, total.square() / (total.square() + 0.1)
 
 
 class BoxHead(nn.Module):
@@ -192,14 +193,15 @@ class BoxHead(nn.Module):
         worth = worth * self.trust_radar(token_BQD).sigmoid()
         guess = 10.0 * raw[..., 6:8]
         instant = guess + worth * (radar - guess)
-        log_instant_std = math.log(GUESS_STD) + worth * math.log(RADAR_STD / GUESS_STD)
+        log_instant_var = ((1.0 - worth).square() * GUESS_STD**2 + worth.square() * RADAR_STD**2).log()
         # What it says with memory: the share that its variance leaves to memory's is the gain of a Kalman
         # filter (Kalman 1960), corrected by what is learned. The logit of 1 / (n + 1) is -log n.
         steps = (sightings_BQ1 - 1.0).clamp(1.0, MAX_SIGHTINGS)
         gain = (raw[..., 12:14] - steps.log()).sigmoid()
         filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
-        log_filter_std = math.log(FILTER_STD) - 1.5 * steps.log()
-        keep = (raw[..., 14:16] + 2.0 * (log_instant_std - log_filter_std)).sigmoid()
+        # The radar knows of braking what the filter does not; a guess, which errs the same way each time, does not.
+        log_filter_var = (FILTER_STD**2 * steps**-3 + worth * MANOEUVRE_STD**2).log()
+        keep = (raw[..., 14:16] + log_instant_var - log_filter_var).sigmoid()
         velocity = keep * filtered + (1.0 - known_BQ1 * keep) * instant
         log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var, free_heading
