@@ -199,7 +199,7 @@ class BoxHead(nn.Module):
         steps = (sightings_BQ1 - 1.0).clamp(1.0, MAX_SIGHTINGS)
         gain = (raw[..., 12:14] - steps.log()).sigmoid()
         filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
-        # The radar knows of braking what the filter does not; a guess, which errs the same way each time, does not.
+        # Of braking the radar knows what the filter does not; a guess, which errs alike each time, does not.
         log_filter_var = (FILTER_STD**2 * steps**-3 + worth * MANOEUVRE_STD**2).log()
         keep = (raw[..., 14:16] + log_instant_var - log_filter_var).sigmoid()
         velocity = keep * filtered + (1.0 - known_BQ1 * keep) * instant
