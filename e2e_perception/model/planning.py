@@ -13,7 +13,6 @@ Legend: B batch, P proposals, S horizon steps, O objects, F futures, R route poi
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e2e_perception.core.network_config import EGO_FIELDS, NetworkConfig
@@ -301,7 +300,9 @@ class Planner(nn.Module):
         logits = self.score(torch.cat([token, squeezed, (hits + SURE_OVERLAP).log() / 3.0], -1))
         goodness = logits[..., 0] - (terms * self.trust_K.exp()).sum(-1)
         met = terms[..., 0].clamp(SURE_OVERLAP, 1.0 - SURE_OVERLAP)
-        risk = met.log() - (1.0 - met).log() + F.softplus(logits[..., 1] + MOST_DOUBT) - MOST_DOUBT
+        warned = logits[..., 1] + MOST_DOUBT
+        softplus = warned.clamp(min=0.0) + (1.0 + (-warned.abs()).exp()).log()
+        risk = met.log() - (1.0 - met).log() + softplus - MOST_DOUBT
         imitation = -goodness.log_softmax(-1)
         costs = torch.cat([imitation[..., None], risk.sigmoid()[..., None], terms[..., 1:]], -1)
         return sd, costs, torch.stack([goodness, risk], -1)
