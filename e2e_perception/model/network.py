@@ -26,10 +26,15 @@ MASKED = -1.0e4
 LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of masks' -1e4
 MAX_LOG_VAR = 6.0
 # The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as
-# if what was known at first were worth a sighting. What one frame alone says is weighed by these standard
-# deviations [m/s], of the filter at its first step (it falls like n^-1.5), of the radar, and of a guess.
+# if what was known at first were worth a sighting. Standard deviations [m/s], by whose inverse squares it and
+# what one frame alone says are weighed: of the filter at its first step (it falls like n^-1.5, but not below
+# what braking and speeding up make of it), of radar returns, and of a guess.
 MAX_SIGHTINGS = 10.0
-FILTER_STD, RADAR_STD, GUESS_STD = 5.0, 3.0, 10.0
+FILTER_STD, MANOEUVRE_STD, RADAR_STD, GUESS_STD = 5.0, 0.8, 0.4, 10.0
+# Accelerations are running means of what speeds change by: the newest counts RATE_GAIN, less in the first
+# second, half of it where the velocity's variance is UNSURE [m^2/s^2]. They stand in a token's last channel
+# but one, over RATE_SCALE [m/s^2].
+RATE_GAIN, UNSURE, RATE_SCALE, MAX_RATE = 0.2, 0.5, 3.0, 8.0
 # Sizes are predicted relative to these (length, width, height) [m].
 MEAN_SIZE = (4.2, 1.8, 1.6)
 
@@ -97,8 +102,7 @@ class RadarVelocity(nn.Module):
 
     A return measures the part of the velocity along its line of sight. Whoever moves along their heading h
     at speed s shows the Doppler vector d = s (h . u) u, u the line of sight, so that s = |d|^2 / (h . d).
-    Returns from across, where h . d is small, say little and weigh little. What keeps the division finite
-    there (ours) takes a twentieth off the speed of who comes straight on.
+    Returns from across, where h . d is small, say little and weigh little.
     """
 
     ALONG, ACROSS = (-1.0, -0.5, 0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)  # in half lengths and half widths
@@ -128,11 +132,12 @@ class RadarVelocity(nn.Module):
         returns, d = sums[..., 0], sums[..., 1:] / sums[..., :1].clamp(min=0.05)
         along_heading = (d * heading_BQ2[:, :, None]).sum(-1)
         square = d.square().sum(-1)
-        speed = square * along_heading / (along_heading.square() + 0.05 * square + 0.01)
+        speed = square * along_heading / torch.maximum(along_heading.square(), 0.1 * square + 0.01)
         weight = returns * along_heading.square() / (square + 0.01)
         total = weight.sum(-1, keepdim=True)
         mean = (weight * speed).sum(-1, keepdim=True) / total.clamp(min=1e-3)
-        return mean * heading_BQ2, total / (total + 0.5)
+        # Rises with its square, so that what hardly touches the box hardly counts; one return is worth 0.9.
+        return mean * heading_BQ2, total.square() / (total.square() + 0.1)
 
 
 class BoxHead(nn.Module):
@@ -151,7 +156,7 @@ class BoxHead(nn.Module):
         self.radar = RadarVelocity(config)
         self.trust_radar = nn.Linear(d, 1)
         nn.init.zeros_(self.trust_radar.weight)
-        nn.init.constant_(self.trust_radar.bias, 2.0)
+        nn.init.constant_(self.trust_radar.bias, 4.0)
         self.frame_period_s = config.frame_period_s
         self.register_buffer("log_size_3", torch.tensor(MEAN_SIZE).log(), persistent=False)
 
@@ -164,7 +169,8 @@ class BoxHead(nn.Module):
         velocity_BQ2: Tensor,
         innovation_BQ2: Tensor,
         sightings_BQ1: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        rate_BQ1: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes from tokens.
 
         Args:
@@ -175,9 +181,11 @@ class BoxHead(nn.Module):
             velocity_BQ2: Expected from memory [m/s], times `known_BQ1`.
             innovation_BQ2: Where the object is against where it was expected [m], times `known_BQ1`.
             sightings_BQ1: In how many frames the object has been seen, this one included.
+            rate_BQ1: By how much its speed was said to rise [m/s^2], times `known_BQ1`.
         Returns:
             Boxes (B, Q, 10) with columns `BOX_FIELDS`; log-variances (B, Q, 4), `BOX_STD_FIELDS`; headings
-            (B, Q, 2), sine and cosine, as they are before they get their length.
+            (B, Q, 2), sine and cosine, as they are before they get their length; and by how much speeds rise
+            (B, Q, 1) [m/s^2], measured and without a gradient.
         """
         raw = self.mlp(token_BQD)
         z = 0.8 + raw[..., 0:1]
@@ -192,17 +200,41 @@ class BoxHead(nn.Module):
         worth = worth * self.trust_radar(token_BQD).sigmoid()
         guess = 10.0 * raw[..., 6:8]
         instant = guess + worth * (radar - guess)
-        log_instant_std = math.log(GUESS_STD) + worth * math.log(RADAR_STD / GUESS_STD)
+        log_instant_var = ((1.0 - worth).square() * GUESS_STD**2 + worth.square() * RADAR_STD**2).log()
         # What it says with memory: the share that its variance leaves to memory's is the gain of a Kalman
         # filter (Kalman 1960), corrected by what is learned. The logit of 1 / (n + 1) is -log n.
         steps = (sightings_BQ1 - 1.0).clamp(1.0, MAX_SIGHTINGS)
         gain = (raw[..., 12:14] - steps.log()).sigmoid()
         filtered = velocity_BQ2 + gain * innovation_BQ2 / self.frame_period_s
-        log_filter_std = math.log(FILTER_STD) - 1.5 * steps.log()
-        keep = (raw[..., 14:16] + 2.0 * (log_instant_std - log_filter_std)).sigmoid()
+        # Of braking the radar knows what the filter does not; a guess, which errs alike each time, does not.
+        log_filter_var = (FILTER_STD**2 * steps**-3 + worth * MANOEUVRE_STD**2).log()
+        keep = (raw[..., 14:16] + log_instant_var - log_filter_var).sigmoid()
         velocity = keep * filtered + (1.0 - known_BQ1 * keep) * instant
         log_var = raw[..., 8:12].clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
-        return torch.cat([points_BQ2, z, log_size, heading, velocity], -1), log_var, free_heading
+        variance = 1.0 / ((-log_filter_var).exp() + (-log_instant_var).exp())
+        rate = self._rate(velocity, velocity_BQ2, known_BQ1, sightings_BQ1, rate_BQ1, variance)
+        return (
+            torch.cat([points_BQ2, z, log_size, heading, velocity], -1),
+            log_var,
+            free_heading,
+            rate.detach(),
+        )
+
+    def _rate(
+        self,
+        now_BQ2: Tensor,
+        before_BQ2: Tensor,
+        known_BQ1: Tensor,
+        sightings_BQ1: Tensor,
+        rate_BQ1: Tensor,
+        variance_BQ1: Tensor,
+    ) -> Tensor:
+        """By how much a speed rises [m/s^2], from what was said before; ours."""
+        rise = (_length(now_BQ2) - _length(before_BQ2 / known_BQ1.clamp(min=0.1))) / self.frame_period_s
+        # The first velocities change because they were wrong.
+        settled = ((sightings_BQ1 - 1.0) / MAX_SIGHTINGS).square()
+        gain = known_BQ1.square() * settled * RATE_GAIN * UNSURE / (UNSURE + variance_BQ1)
+        return (rate_BQ1 + gain * (rise - rate_BQ1)).clamp(-MAX_RATE, MAX_RATE)
 
 
 class Associator(nn.Module):
@@ -231,22 +263,22 @@ class Associator(nn.Module):
         track_tokens_BMD: Tensor,
         track_boxes_BM10: Tensor,
         track_valid_BM: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Associate.
 
         Args:
             query_BQD: Query tokens. points_BQ2: Their centres as this frame shows them [m].
             track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
-            Updated query tokens (B, Q, D), the last channel of which counts sightings; track tokens for the
+            Updated query tokens (B, Q, D), the last channels of which are not learned; track tokens for the
             decoder (B, M, D); the affinity (B, M+1, Q+1) in log-probabilities; and what memory knows of each
             query: how far it is a remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its
-            innovation (B, Q, 2) [m], its sightings (B, Q, 1).
+            innovation (B, Q, 2) [m], its sightings (B, Q, 1), by how much its speed rose (B, Q, 1) [m/s^2].
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))
         tokens = torch.where(valid[..., None], track_tokens_BMD, track_tokens_BMD.new_zeros(()))
-        track = self.embed_track(torch.cat([tokens, _scaled_boxes(boxes)], -1))
+        track = self.embed_track(torch.cat([_without_rate(tokens), _scaled_boxes(boxes)], -1))
         query = self.embed_query(torch.cat([query_BQD, _scaled(points_BQ2)], -1))
 
         offset = points_BQ2[:, None] - boxes[:, :, None, :2]
@@ -281,8 +313,10 @@ class Associator(nn.Module):
         # A count is remembered, not learned; it has no gradient.
         counts_BM1 = MAX_SIGHTINGS * tokens[..., -1:]
         sightings_BQ1 = (1.0 + (assignment_BQM @ counts_BM1).detach()).clamp(max=1.0 + MAX_SIGHTINGS)
-        updated = torch.cat([updated[..., :-1], sightings_BQ1 / MAX_SIGHTINGS], -1)
-        remembered_motion = known_BQ1, velocity_BQ2, innovation_BQ2, sightings_BQ1
+        rate_BQ1 = RATE_SCALE * (assignment_BQM @ tokens[..., -2:-1]).detach()
+        updated = torch.cat([updated[..., :-2], rate_BQ1 / RATE_SCALE, sightings_BQ1 / MAX_SIGHTINGS], -1)
+        track = torch.cat([track[..., :-2], tokens[..., -2:-1].detach(), track[..., -1:]], -1)
+        remembered_motion = known_BQ1, velocity_BQ2, innovation_BQ2, sightings_BQ1, rate_BQ1
         return updated, track, affinity.clamp(min=LEAST_LOG_PROBABILITY), remembered_motion
 
 
@@ -325,6 +359,7 @@ class MotionHead(nn.Module):
             Object tokens after interaction (B, O, D), mode logits (B, O, F), positions (B, O, F, S, 2) [m],
             log-variances (B, O, F, S, 2).
         """
+        rate_BO1, tokens_BOD = RATE_SCALE * tokens_BOD[..., -2:-1], _without_rate(tokens_BOD)
         place = sample_bev(bev_BCYX, boxes_BO10[..., :2], self.extent)
         tokens = tokens_BOD + self.context(torch.cat([tokens_BOD, place, _scaled_boxes(boxes_BO10)], -1))
         tokens = self.feed(self.interact(tokens, tokens, log_existence_BO))
@@ -336,18 +371,23 @@ class MotionHead(nn.Module):
         sine = boxes_BO10[..., 6][..., None, None]
         cosine = boxes_BO10[..., 7][..., None, None]
         offset = torch.stack([cosine * along - sine * across, sine * along + cosine * across], -1)
-        positions = boxes_BO10[:, :, None, None, :2] + self._anchors(boxes_BO10[..., 8:10]) + offset
+        positions = boxes_BO10[:, :, None, None, :2] + self._anchors(boxes_BO10[..., 8:10], rate_BO1) + offset
         log_var = (steps[..., 2:] + 2.0 * self.times_S.log()[:, None]).clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         return tokens, logits, positions, log_var
 
-    def _anchors(self, velocity_BO2: Tensor) -> Tensor:
-        """Way covered under each intention, along the velocity and never backwards: (B, O, F, S, 2) [m]."""
-        speed_BO1 = (velocity_BO2.square().sum(-1, keepdim=True) + 1e-2).sqrt()
+    def _anchors(self, velocity_BO2: Tensor, rate_BO1: Tensor) -> Tensor:
+        """Way covered under each intention, along the velocity and never backwards: (B, O, F, S, 2) [m].
+
+        Who brakes or speeds up is expected to go on with it, and intentions are on top of that; a rate below
+        2 m/s^2 is mostly noise, which four seconds make metres of.
+        """
+        speed_BO1 = _length(velocity_BO2)
         direction_BO2 = velocity_BO2 / speed_BO1
-        a_F = self.intentions_F
-        stop_BOF = torch.where(a_F < 0.0, speed_BO1 / (-a_F).clamp(min=1e-3), speed_BO1.new_full((), 1e3))
+        square_BO1 = rate_BO1.square()
+        a_BOF = self.intentions_F + rate_BO1 * square_BO1 / (square_BO1 + 4.0)
+        stop_BOF = torch.where(a_BOF < 0.0, speed_BO1 / (-a_BOF).clamp(min=1e-3), speed_BO1.new_full((), 1e3))
         t = torch.minimum(self.times_S, stop_BOF[..., None])
-        way_BOFS = speed_BO1[..., None] * t + 0.5 * a_F[:, None] * t * t
+        way_BOFS = speed_BO1[..., None] * t + 0.5 * a_BOF[..., None] * t * t
         return way_BOFS[..., None] * direction_BO2[:, :, None, None]
 
 
@@ -410,7 +450,10 @@ class JointNetwork(nn.Module):
         query, track, affinity, remembered_motion = self.associator(
             query, points, inputs["track_tokens"], inputs["track_boxes"], inputs["track_valid"]
         )
-        query_boxes, query_log_var, headings = self.boxes(query, points, doppler_B3YX, *remembered_motion)
+        query_boxes, query_log_var, headings, rate = self.boxes(
+            query, points, doppler_B3YX, *remembered_motion
+        )
+        query = torch.cat([query[..., :-2], rate / RATE_SCALE, query[..., -1:]], -1)
 
         # 4. Motion: detections and remembered, now unseen tracks alike have futures.
         track_boxes = torch.where(
@@ -501,6 +544,16 @@ class JointNetwork(nn.Module):
 def _gather(rows_BGC: Tensor, index_BQ: Tensor) -> Tensor:
     """Rows (B, Q, C) of (B, G, C) at (B, Q)."""
     return rows_BGC.gather(1, index_BQ[..., None].expand(-1, -1, rows_BGC.shape[-1]))
+
+
+def _without_rate(tokens: Tensor) -> Tensor:
+    """Tokens as they are learned from: clips are too short for an acceleration to be known in them."""
+    return torch.cat([tokens[..., :-2], torch.zeros_like(tokens[..., -2:-1]), tokens[..., -1:]], -1)
+
+
+def _length(x: Tensor) -> Tensor:
+    """Of vectors (…, 2): (…, 1), with a gradient at 0, too."""
+    return (x.square().sum(-1, keepdim=True) + 1e-2).sqrt()
 
 
 def _scaled(points: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ EGO_CENTRE = 1.4  # [m] ahead of base_link
 MIN_SPEED_LIMIT = 3.0  # [m/s] keeps the progress cost finite
 REFINEMENT = (2.0, 0.4)  # [m] by which s and d of a proposal may be refined at the horizon
 SURE_OVERLAP = 1e-3  # below this a formula says nothing
+MOST_DOUBT = 2.0  # [nats] by which what is learned may lower the odds of a collision
 DISCOUNT_S = 4.0  # later collisions cost less, exp(-t / DISCOUNT_S)
 COAST_S = (1.5, 3.5)  # [s] after the horizon at which the robot, coming to a stop, is looked at
 STOPPING = 4.0  # [m/s^2] of it
@@ -293,12 +294,15 @@ class Planner(nn.Module):
             ],
             -1,
         )
-        # ... and what has been learned on top of them: as logits, from logarithms, so that a formula of 0 is
-        # a risk of nearly 0 until something else is learned (ours).
+        # ... and what has been learned on top of them. It may warn of what the formula does not see, and have
+        # it weigh less, but not much: what is surely met cannot be argued away (ours).
         squeezed = torch.cat([terms[..., :1], (terms + SURE_OVERLAP).log() / 3.0], -1)
         logits = self.score(torch.cat([token, squeezed, (hits + SURE_OVERLAP).log() / 3.0], -1))
         goodness = logits[..., 0] - (terms * self.trust_K.exp()).sum(-1)
-        risk = logits[..., 1] + (terms[..., 0] + SURE_OVERLAP).log()
+        met = terms[..., 0].clamp(SURE_OVERLAP, 1.0 - SURE_OVERLAP)
+        warned = logits[..., 1] + MOST_DOUBT
+        softplus = warned.clamp(min=0.0) + (1.0 + (-warned.abs()).exp()).log()
+        risk = met.log() - (1.0 - met).log() + softplus - MOST_DOUBT
         imitation = -goodness.log_softmax(-1)
         costs = torch.cat([imitation[..., None], risk.sigmoid()[..., None], terms[..., 1:]], -1)
         return sd, costs, torch.stack([goodness, risk], -1)

@@ -105,7 +105,10 @@ def test_rounding_does_not_decide_what_a_blind_network_looks_at_or_plans() -> No
 def test_futures_start_from_going_on_braking_to_a_stop_and_speeding_up() -> None:
     head = JointNetwork(SMALL).motion
     with torch.no_grad():
-        way = head._anchors(torch.tensor([[[10.0, 0.0], [0.0, -4.0], [0.0, 0.0]]]))[0]  # (O, F, S, 2)
+        velocities = torch.tensor([[[10.0, 0.0], [0.0, -4.0], [0.0, 0.0]]])
+        way = head._anchors(velocities, torch.zeros(1, 3, 1))[0]  # (O, F, S, 2)
+        braking = head._anchors(velocities, torch.full((1, 3, 1), -5.0))[0]
+        hesitant = head._anchors(velocities, torch.full((1, 3, 1), -0.5))[0]
     times = torch.from_numpy(SMALL.times_T).float()
     torch.testing.assert_close(way[0, 0, :, 0], 10.0 * times, atol=0.05, rtol=0.01)
     # From 4 m/s at 2.5 m/s^2: 3.2 m, and no way back.
@@ -113,6 +116,9 @@ def test_futures_start_from_going_on_braking_to_a_stop_and_speeding_up() -> None
     assert (way[1, 1, :, 1].diff() <= 1e-5).all()
     assert way[0, 2, -1, 0] > way[0, 0, -1, 0] + 5.0
     assert way[2].abs().max() < 1e-5  # who stands has no direction to go in
+    # Who brakes goes on: 10 m/s end after 11.6 m at 5^3 / (5^2 + 4) m/s^2. What may be noise hardly counts.
+    assert float(braking[0, 0, -1, 0]) == pytest.approx(100.0 / 2.0 / (125.0 / 29.0), abs=0.05)
+    assert float((hesitant - way)[0, 0].abs().max()) < 0.3
 
 
 @pytest.mark.parametrize(
