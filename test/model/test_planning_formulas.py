@@ -22,6 +22,8 @@ from e2e_perception.model.planning import (
     EXPERT_WEIGHTS,
     LATERAL_COMFORT,
     LATERAL_SLACK,
+    MOST_DOUBT,
+    SURE_OVERLAP,
     Planner,
     Vocabulary,
     base_from_route,
@@ -420,8 +422,11 @@ def test_before_anything_is_learned_proposals_are_priced_as_the_expert_does(
     after = [0.5 * 3.5 / 2 / DT * math.exp(-(4.0 + t) / DISCOUNT_S) for t in COAST_S]
     lost = (0.5 * sum(worth[1:7]) + 0.75 * (worth[7] + sum(after))) / sum(worth)
     chance = costs[0, :, COST_TERMS.index("collision")]
-    assert float(chance[0]) == pytest.approx((lost + 1e-3) / (lost + 1e-3 + 1.0), rel=1e-4)
-    assert float(chance[1]) == pytest.approx(1e-3 / 1.001, rel=1e-3)
+    # A score of 0 lowers no odds: it raises them by an eighth.
+    warning = math.log(1.0 + math.exp(MOST_DOUBT)) - MOST_DOUBT
+    for number, met in ((0, lost), (1, SURE_OVERLAP)):
+        odds = met / (1.0 - met) * math.exp(warning)
+        assert float(chance[number]) == pytest.approx(odds / (1.0 + odds), rel=1e-4)
 
     collisions = torch.tensor([lost] + [0.0] * (SMALL.num_plans - 1))
     terms = torch.cat([collisions[:, None], costs[0, :, 2:]], 1)
