@@ -168,12 +168,13 @@ def doppler_sums(inputs: dict[str, Tensor], stride: int) -> Tensor:
         inputs: `radar_raster` (B, 4, stride Y, stride X) and `radar_valid` of the contract.
         stride: Raster cells per BEV cell.
     Returns:
-        (B, 3, Y, X): number of returns, and number times mean Doppler x, y [m/s]; 0 without a radar.
+        (B, 3, Y, X): number of returns, those of a raster cell as at most one, and number times mean Doppler
+        x, y [m/s]; 0 without a radar.
     """
     any_valid = inputs["radar_valid"].amax(1)[:, None, None, None] > 0.5
     raster = torch.where(any_valid, inputs["radar_raster"], inputs["radar_raster"].new_zeros(()))
     named = dict(zip(RADAR_CHANNELS, raster.split(1, 1), strict=True))
-    number = (named["log_count"] * math.log1p(RADAR_COUNT_SCALE)).exp() - 1.0
+    number = ((named["log_count"] * math.log1p(RADAR_COUNT_SCALE)).exp() - 1.0).clamp(max=1.0)
     vector = torch.cat([named["doppler_x"], named["doppler_y"]], 1) * DOPPLER_SCALE
     return F.avg_pool2d(torch.cat([number, number * vector], 1), stride) * float(stride**2)
 

@@ -231,10 +231,11 @@ class BoxHead(nn.Module):
     ) -> Tensor:
         """By how much a speed rises [m/s^2], from what was said before; ours."""
         rise = (_length(now_BQ2) - _length(before_BQ2 / known_BQ1.clamp(min=0.1))) / self.frame_period_s
+        rise = rise.clamp(-MAX_RATE, MAX_RATE)
         # The first velocities change because they were wrong.
         settled = ((sightings_BQ1 - 1.0) / MAX_SIGHTINGS).square()
         gain = known_BQ1.square() * settled * RATE_GAIN * UNSURE / (UNSURE + variance_BQ1)
-        return (rate_BQ1 + gain * (rise - rate_BQ1)).clamp(-MAX_RATE, MAX_RATE)
+        return rate_BQ1 + gain * (rise - rate_BQ1)
 
 
 class Associator(nn.Module):

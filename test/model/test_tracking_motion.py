@@ -11,7 +11,15 @@ from synthetic import SMALL
 
 from e2e_perception.core.boxes import footprint_corners_N42
 from e2e_perception.model.encoders import doppler_sums
-from e2e_perception.model.network import MAX_SIGHTINGS, RATE_SCALE, Associator, BoxHead, RadarVelocity
+from e2e_perception.model.network import (
+    MAX_RATE,
+    MAX_SIGHTINGS,
+    RATE_GAIN,
+    RATE_SCALE,
+    Associator,
+    BoxHead,
+    RadarVelocity,
+)
 from e2e_perception.runtime.rasters import radar_raster
 
 PERIOD = SMALL.frame_period_s
@@ -133,6 +141,29 @@ def test_returns_on_a_box_give_its_velocity_by_its_heading(yaw_deg: float, speed
     # Elsewhere there is nothing to be heard.
     _, nothing = radar(sums.float(), torch.tensor([[[3.0, -8.0]]]), heading, size)
     assert float(nothing) == 0.0
+
+
+def test_many_returns_of_one_raster_cell_say_no_more_than_one() -> None:
+    points = np.array([[11.0, 3.0, 0.0]] * 9 + [[15.0, 3.0, 0.0]], np.float32)
+    doppler = np.array([[5.0, 1.0]] * 9 + [[1.0, 0.0]], np.float32)
+    raster = radar_raster(points, doppler, np.zeros(10, np.float32), SMALL.grid)
+    inputs = {"radar_raster": torch.from_numpy(raster)[None], "radar_valid": torch.ones(1, 3)}
+    sums = doppler_sums(inputs, SMALL.bev_stride).sum((0, 2, 3))
+    torch.testing.assert_close(sums.float(), torch.tensor([2.0, 6.0, 1.0]), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("jump", [-30.0, 30.0])
+def test_a_velocity_that_jumps_is_no_acceleration_that_cars_have(jump: float) -> None:
+    head = untrained()
+    token, place = torch.zeros(1, 1, SMALL.token_channels), torch.tensor([[[12.0, 0.0]]])
+    velocity, many = torch.tensor([[[40.0, 0.0]]]), torch.full((1, 1, 1), 1.0 + MAX_SIGHTINGS)
+    innovation = torch.tensor([[[jump, 0.0]]])  # far more than one frame can move it
+    boxes, *_, rate = head(
+        token, place, SILENT, torch.ones(1, 1, 1), velocity, innovation, many, UNKNOWN_RATE
+    )
+    assert abs(float(boxes[0, 0, 8]) - 40.0) / PERIOD > 2.0 * MAX_RATE
+    assert 0.0 < math.copysign(1.0, jump) * float(rate) <= RATE_GAIN * MAX_RATE
 
 
 @torch.no_grad()
