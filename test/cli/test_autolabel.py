@@ -199,7 +199,8 @@ def test_with_hindsight_places_velocities_and_recall_are_better_than_what_the_ro
     assert smoothed.velocity < 0.6 * causal.velocity
     right = len(of_hits) / (len(of_hits) + len(of_wrong))
     assert np.mean([*of_hits, *of_wrong]) == pytest.approx(right, abs=0.15), "a chance, on the whole"
-    assert np.mean(of_hits) > 0.8 and np.mean(of_hits) > np.mean(of_wrong) + 0.1
+    assert np.mean(of_hits) > 0.8
+    assert not of_wrong or np.mean(of_hits) > np.mean(of_wrong) + 0.1
 
 
 def test_a_layer_says_who_made_it_and_that_it_is_complete(unlabelled: Dataset, layer_file: Path) -> None:

@@ -133,7 +133,7 @@ def test_figures_of_another_network_are_not_added_to(
 def test_a_fingerprint_tells_the_same_weights_with_another_constant(
     script: ModuleType, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "RADAR_STD", 1.05 * network.RADAR_STD)
+    monkeypatch.setattr(network, "FILTER_STD", 1.05 * network.FILTER_STD)
     other = tmp_path / "other"
     export_bundle(untrained_network(), other, name="small", rig=RIG, evaluation={}, provenance={"seed": 0})
     assert (other / "weights.safetensors").read_bytes() == (bundle / "weights.safetensors").read_bytes()
