@@ -27,8 +27,8 @@ LEAST_LOG_PROBABILITY = -30.0  # of an association; keeps the output free of mas
 MAX_LOG_VAR = 6.0
 # The velocity filter begins as a mean: its gain at the n-th step, n at most MAX_SIGHTINGS, is 1 / (n + 1), as
 # if what was known at first were worth a sighting. Standard deviations [m/s], by whose inverse squares it and
-# what one frame alone says are weighed: of the filter at its first step (it falls like n^-1.5, but not below
-# what braking and speeding up make of it), of radar returns, and of a guess.
+# what one frame alone says are weighed: of the filter at its first step (it falls like n^-1.5, but where the
+# radar hears the object not below what braking and speeding up make of it), of radar returns, and of a guess.
 MAX_SIGHTINGS = 10.0
 FILTER_STD, MANOEUVRE_STD, RADAR_STD, GUESS_STD = 5.0, 0.8, 0.4, 10.0
 # Accelerations are running means of what speeds change by: the newest counts RATE_GAIN, less in the first
@@ -271,9 +271,9 @@ class Associator(nn.Module):
             query_BQD: Query tokens. points_BQ2: Their centres as this frame shows them [m].
             track_tokens_BMD, track_boxes_BM10, track_valid_BM: Memory, moved to this frame.
         Returns:
-            Updated query tokens (B, Q, D), the last channels of which are not learned; track tokens for the
-            decoder (B, M, D); the affinity (B, M+1, Q+1) in log-probabilities; and what memory knows of each
-            query: how far it is a remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its
+            Updated query tokens (B, Q, D), the last two channels of which (rate, sightings) are not learned;
+            track tokens for the decoder (B, M, D); the affinity (B, M+1, Q+1) in log-probabilities; and what
+            memory knows of each query: how far it is a remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its
             innovation (B, Q, 2) [m], its sightings (B, Q, 1), by how much its speed rose (B, Q, 1) [m/s^2].
         """
         valid = track_valid_BM > 0.5
@@ -548,7 +548,7 @@ def _gather(rows_BGC: Tensor, index_BQ: Tensor) -> Tensor:
 
 
 def _without_rate(tokens: Tensor) -> Tensor:
-    """Tokens as they are learned from: clips are too short for an acceleration to be known in them."""
+    """Tokens without accelerations, for association and futures: clips are too short to learn from them."""
     return torch.cat([tokens[..., :-2], torch.zeros_like(tokens[..., -2:-1]), tokens[..., -1:]], -1)
 
 

@@ -294,8 +294,8 @@ class Planner(nn.Module):
             ],
             -1,
         )
-        # ... and what has been learned on top of them. It may warn of what the formula does not see, and have
-        # it weigh less, but not much: what is surely met cannot be argued away (ours).
+        # ... and what has been learned on top of them. It may warn of what the formula does not see, and
+        # lower its odds by e^2 at most: what is surely met cannot be argued away (ours).
         squeezed = torch.cat([terms[..., :1], (terms + SURE_OVERLAP).log() / 3.0], -1)
         logits = self.score(torch.cat([token, squeezed, (hits + SURE_OVERLAP).log() / 3.0], -1))
         goodness = logits[..., 0] - (terms * self.trust_K.exp()).sum(-1)

@@ -422,7 +422,7 @@ def test_before_anything_is_learned_proposals_are_priced_as_the_expert_does(
     after = [0.5 * 3.5 / 2 / DT * math.exp(-(4.0 + t) / DISCOUNT_S) for t in COAST_S]
     lost = (0.5 * sum(worth[1:7]) + 0.75 * (worth[7] + sum(after))) / sum(worth)
     chance = costs[0, :, COST_TERMS.index("collision")]
-    # A score of 0 lowers no odds: it raises them by an eighth.
+    # A score of 0 lowers no odds: it raises them by e^-2, a seventh.
     warning = math.log(1.0 + math.exp(MOST_DOUBT)) - MOST_DOUBT
     for number, met in ((0, lost), (1, SURE_OVERLAP)):
         odds = met / (1.0 - met) * math.exp(warning)
@@ -436,3 +436,39 @@ def test_before_anything_is_learned_proposals_are_priced_as_the_expert_does(
     drivable, comfort, progress, route = costs[0, 7, 2:].tolist()  # speed kept, to the middle
     assert drivable == pytest.approx(0.0, abs=1e-6) and comfort == pytest.approx(0.0, abs=1e-5)
     assert progress == pytest.approx(0.2) and route == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("learned", [-100.0, -2.0, 100.0])
+def test_what_is_learned_lowers_the_odds_of_a_collision_by_no_more_than_its_bound(
+    monkeypatch: pytest.MonkeyPatch, learned: float
+) -> None:
+    torch.manual_seed(0)
+    planner = Planner(SMALL)
+    with torch.no_grad():
+        for parameter in planner.score[-1].parameters():
+            parameter.zero_()
+        planner.score[-1].bias[1] = learned
+    hits = torch.zeros(1, SMALL.num_plans, STEPS + len(COAST_S))
+    hits[:, 0] = 0.995  # surely met throughout; more is not said of one instant
+    monkeypatch.setattr(planner, "_hits", lambda *_: hits)
+    o, f = 10, SMALL.num_modes
+    _, _, logits = planner(
+        bev=torch.randn(1, SMALL.bev_channels, *GRID.shape),
+        drivable=torch.full((1, 1, *GRID.shape), 40.0),
+        ego_state=ego(speed=8.0, speed_limit=10.0, valid=1.0),
+        route=straight_route(),
+        objects=torch.randn(1, o, SMALL.token_channels),
+        boxes=torch.tensor([[box(99.0, 99.0)] * o]),
+        existence=torch.full((1, o), 0.5),
+        modes=torch.full((1, o, f), 1.0 / f),
+        futures=torch.full((1, o, f, STEPS, 2), 99.0),
+        futures_log_var=torch.zeros(1, o, f, STEPS, 2),
+    )
+    sure = math.log((1.0 - SURE_OVERLAP) / SURE_OVERLAP)
+    moved = math.log1p(math.exp(learned + MOST_DOUBT)) - MOST_DOUBT  # from -MOST_DOUBT upwards
+    risk = logits.detach()[0, :, 1]
+    assert sure - 0.7 < float(risk[0]) - moved < sure + 1e-3
+    assert float(risk[0]) > 4.0, "who is surely met is met"
+    assert float(risk[1]) == pytest.approx(-sure + moved, abs=1e-3)
+    logits.sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in planner.parameters())

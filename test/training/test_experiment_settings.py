@@ -21,7 +21,9 @@ def test_the_names_of_the_losses_are_the_same_everywhere() -> None:
     assert {loss.objective for loss in LOSSES.values()} == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-short", "tiny", "tiny-continued"])
+@pytest.mark.parametrize(
+    "name", ["nano", "nano-short", "tiny", "tiny-continued", "tiny-practise", "tiny-practise-more"]
+)
 def test_shipped_configurations_are_valid(name: str) -> None:
     config = load_training_config(name)
     assert config.size == config.network.size == name.partition("-")[0]
