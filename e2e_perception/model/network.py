@@ -273,8 +273,9 @@ class Associator(nn.Module):
         Returns:
             Updated query tokens (B, Q, D), the last two channels of which (rate, sightings) are not learned;
             track tokens for the decoder (B, M, D); the affinity (B, M+1, Q+1) in log-probabilities; and what
-            memory knows of each query: how far it is a remembered track (B, Q, 1), its expected velocity (B, Q, 2) [m/s], its
-            innovation (B, Q, 2) [m], its sightings (B, Q, 1), by how much its speed rose (B, Q, 1) [m/s^2].
+            memory knows of each query: how far it is a remembered track (B, Q, 1), its expected velocity
+            (B, Q, 2) [m/s], its innovation (B, Q, 2) [m], its sightings (B, Q, 1), by how much its speed rose
+            (B, Q, 1) [m/s^2].
         """
         valid = track_valid_BM > 0.5
         boxes = torch.where(valid[..., None], track_boxes_BM10, track_boxes_BM10.new_zeros(()))

@@ -390,6 +390,24 @@ def test_a_manoeuvre_starts_the_way_the_robot_looks() -> None:
     assert float(to_the_middle[-1]) == pytest.approx(0.0, abs=1e-5)
 
 
+def far_from_everybody(planner: Planner) -> tuple[Tensor, Tensor, Tensor]:
+    """What a planner says at 8 m/s on a straight road on which nobody is near."""
+    o, f = 10, SMALL.num_modes
+    found: tuple[Tensor, Tensor, Tensor] = planner(
+        bev=torch.randn(1, SMALL.bev_channels, *GRID.shape),
+        drivable=torch.full((1, 1, *GRID.shape), 40.0),
+        ego_state=ego(speed=8.0, speed_limit=10.0, valid=1.0),
+        route=straight_route(),
+        objects=torch.randn(1, o, SMALL.token_channels),
+        boxes=torch.tensor([[box(99.0, 99.0)] * o]),
+        existence=torch.full((1, o), 0.5),
+        modes=torch.full((1, o, f), 1.0 / f),
+        futures=torch.full((1, o, f, STEPS, 2), 99.0),
+        futures_log_var=torch.zeros(1, o, f, STEPS, 2),
+    )
+    return found
+
+
 def test_before_anything_is_learned_proposals_are_priced_as_the_expert_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -402,19 +420,7 @@ def test_before_anything_is_learned_proposals_are_priced_as_the_expert_does(
     hits = torch.zeros(1, SMALL.num_plans, STEPS + len(COAST_S))
     hits[:, 0, [1, STEPS - 1]] = 0.5
     monkeypatch.setattr(planner, "_hits", lambda *_: hits)
-    o, f = 10, SMALL.num_modes
-    sd, costs, logits = planner(
-        bev=torch.randn(1, SMALL.bev_channels, *GRID.shape),
-        drivable=torch.full((1, 1, *GRID.shape), 40.0),
-        ego_state=ego(speed=8.0, speed_limit=10.0, valid=1.0),
-        route=straight_route(),
-        objects=torch.randn(1, o, SMALL.token_channels),
-        boxes=torch.tensor([[box(99.0, 99.0)] * o]),
-        existence=torch.full((1, o), 0.5),
-        modes=torch.full((1, o, f), 1.0 / f),
-        futures=torch.full((1, o, f, STEPS, 2), 99.0),
-        futures_log_var=torch.zeros(1, o, f, STEPS, 2),
-    )
+    sd, costs, logits = far_from_everybody(planner)
     torch.testing.assert_close(sd, planner.vocabulary(ego(speed=8.0)))
 
     worth = [math.exp(-t / DISCOUNT_S) for t in SMALL.times_T]
@@ -451,19 +457,7 @@ def test_what_is_learned_lowers_the_odds_of_a_collision_by_no_more_than_its_boun
     hits = torch.zeros(1, SMALL.num_plans, STEPS + len(COAST_S))
     hits[:, 0] = 0.995  # surely met throughout; more is not said of one instant
     monkeypatch.setattr(planner, "_hits", lambda *_: hits)
-    o, f = 10, SMALL.num_modes
-    _, _, logits = planner(
-        bev=torch.randn(1, SMALL.bev_channels, *GRID.shape),
-        drivable=torch.full((1, 1, *GRID.shape), 40.0),
-        ego_state=ego(speed=8.0, speed_limit=10.0, valid=1.0),
-        route=straight_route(),
-        objects=torch.randn(1, o, SMALL.token_channels),
-        boxes=torch.tensor([[box(99.0, 99.0)] * o]),
-        existence=torch.full((1, o), 0.5),
-        modes=torch.full((1, o, f), 1.0 / f),
-        futures=torch.full((1, o, f, STEPS, 2), 99.0),
-        futures_log_var=torch.zeros(1, o, f, STEPS, 2),
-    )
+    _, _, logits = far_from_everybody(planner)
     sure = math.log((1.0 - SURE_OVERLAP) / SURE_OVERLAP)
     moved = math.log1p(math.exp(learned + MOST_DOUBT)) - MOST_DOUBT  # from -MOST_DOUBT upwards
     risk = logits.detach()[0, :, 1]
