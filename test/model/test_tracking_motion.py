@@ -215,3 +215,19 @@ def test_sightings_and_accelerations_are_remembered_from_memory_to_memory() -> N
         assert float(updated[..., -1]) == pytest.approx(float(sightings) / MAX_SIGHTINGS, abs=1e-6)
         assert float(rate) == pytest.approx(-2.0 * float(known), abs=1e-5)
         assert RATE_SCALE * float(track[..., -2]) == pytest.approx(-2.0 * valid, abs=1e-5)  # unseen, too
+
+
+@torch.no_grad()
+def test_who_is_whom_does_not_depend_on_remembered_accelerations() -> None:
+    torch.manual_seed(0)
+    associator = Associator(SMALL)
+    query, tokens = torch.randn(1, 3, SMALL.token_channels), torch.randn(1, 2, SMALL.token_channels)
+    points, boxes = 5.0 * torch.randn(1, 3, 2), torch.zeros(1, 2, 10)
+    braking = tokens.clone()
+    braking[..., -2] = -8.0 / RATE_SCALE
+    (updated, _, affinity, *_), (other, _, same, *_) = (
+        associator(query, points, remembered, boxes, torch.ones(1, 2)) for remembered in (tokens, braking)
+    )
+    assert torch.equal(affinity, same)
+    assert torch.equal(updated[..., :-2], other[..., :-2])
+    assert not torch.equal(updated[..., -2], other[..., -2])
